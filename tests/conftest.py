@@ -1,0 +1,14 @@
+"""Strict numerics for every test: no silent promotion of dtypes or ranks, warnings are errors (see pyproject)."""
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test: exact counts and finite-difference gradients."""
+    with jax.enable_x64(True):
+        yield
