@@ -127,13 +127,15 @@ class Program:
                 yield equation
 
 
-def flatten(fn: Callable, params: Any, *args: Any) -> Program:
+def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False) -> Program:
     """Traces `fn(params, *args)` into a `Program`.
 
     Args:
       fn: a JAX function of arrays; static arguments must be closed over.
       params: pytree of its parameters, arrays or `jax.ShapeDtypeStruct`; its key paths name the products.
       *args: pytrees of its further arguments, likewise.
+      enter_calls: enter every call, whether it holds products or not, so that the element-wise work of a ReLU or a
+        softmax is seen. Such a program is for reading: calls lose their own differentiation rules.
 
     Returns:
       The program. To follow a tensor, follow a `Value` from the equation that has it among its outputs to those that
@@ -147,7 +149,7 @@ def flatten(fn: Callable, params: Any, *args: Any) -> Program:
     variables = closed.jaxpr.invars
     parameters = [_value(variable, path) for variable, path in zip(variables, paths, strict=False)]
     arguments = [_value(variable) for variable in variables[len(paths) :]]
-    flattener = _Flattener()
+    flattener = _Flattener(enter_calls)
     outputs, equations = flattener.inline(closed, parameters + arguments)
     tree = jax.tree.structure(out_shape)
     return Program(
@@ -199,6 +201,7 @@ def _evaluate(equations: Sequence[Equation], products: Sequence[Product], on_pro
     """Evaluates `equations` in order, adding the arrays of their outputs to `env`."""
     for equation in equations:
         inputs = [_read(env, value) for value in equation.inputs]
+        outputs: Sequence[Any]
         if equation.product is not None:
             product = products[equation.product]
             outputs = [on_product(equation.product, product, *inputs, lambda *xs, run=equation.run: run(*xs)[0])]
@@ -226,7 +229,8 @@ def _evaluate_checkpoint(
 class _Flattener:
     """Builds the equations of a program, and finds and names its products."""
 
-    def __init__(self) -> None:
+    def __init__(self, enter_calls: bool) -> None:
+        self.enter_calls = enter_calls
         self.products: list[Product] = []
         self._scopes: list[str] = []
 
@@ -242,7 +246,8 @@ class _Flattener:
         equations: list[Equation] = []
         for eqn in jaxpr.eqns:
             operands = tuple(map(read, eqn.invars))
-            outputs, added = (self._enter if _holds_product(eqn) else self._keep)(eqn, operands, _runner(jaxpr, eqn))
+            enter = _holds_product(eqn) or (self.enter_calls and eqn.primitive.name in _CALLS | _CHECKPOINTS)
+            outputs, added = (self._enter if enter else self._keep)(eqn, operands, _runner(jaxpr, eqn))
             env.update(zip(eqn.outvars, outputs, strict=True))
             equations += added
         return tuple(map(read, jaxpr.outvars)), equations
@@ -280,7 +285,7 @@ class _Flattener:
         path = (lhs, rhs)[weights_operand].path or None
         scope = self._shared_scope(lhs, rhs) if path is None else path.rpartition("/")[0] or path
         name = f"{scope}/{kind}".lstrip("/") if path is None else scope
-        shapes = (lhs.shape, rhs.shape, eqn.outvars[0].aval.shape)
+        shapes = (lhs.shape, rhs.shape, _value(eqn.outvars[0]).shape)
         self._scopes.append(scope)
         self.products.append(Product(self._unique(name), kind, path, weights_operand, *shapes, dict(eqn.params)))
         return len(self.products) - 1
@@ -331,7 +336,7 @@ def _path_string(key_path: Sequence[Any]) -> str:
 
 
 def _is_product(eqn: jex.JaxprEqn) -> bool:
-    return eqn.primitive.name in _KINDS and all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.invars)
+    return eqn.primitive.name in _KINDS and all(jnp.issubdtype(_value(v).dtype, jnp.floating) for v in eqn.invars)
 
 
 def _holds_product(eqn: jex.JaxprEqn) -> bool:
