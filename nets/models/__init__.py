@@ -1,0 +1,8 @@
+"""Reference networks in plain Flax NNX: nothing in them knows about quantisation or chips."""
+
+from nets.models.lenet import LeNet
+from nets.models.mlp import MLP
+from nets.models.registry import MODELS, make_model
+from nets.models.resnet import ResNet, ResNet8, ResNet20
+
+__all__ = ["MLP", "MODELS", "LeNet", "ResNet", "ResNet8", "ResNet20", "make_model"]
