@@ -1,0 +1,1 @@
+"""A chip and what work costs on it."""

@@ -1,0 +1,238 @@
+"""A chip: MAC array, memory hierarchy, vector unit, technology and supply, with its area, leakage and clock."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from hw import memory
+from hw.arithmetic import Mac, cycle_energy, mac_area, make_mac
+from hw.memory import MemoryLevel
+from hw.technology import Technology, clock_frequency, leakage_scale, make_technology
+from hw.units import KIB, MHZ, MILLIWATT, MM2
+
+AXES = ("X", "Y")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Area:
+    """Area in m2 by component.
+
+    Attributes:
+      macs: all MACs, shape ().
+      memories: all instances of each level, shape (L,); 0 for DRAM.
+      vector: the vector unit, shape ().
+      control: control, clock tree and unused placement area, shape ().
+    """
+
+    macs: jax.Array
+    memories: jax.Array
+    vector: jax.Array
+    control: jax.Array
+
+    @property
+    def total(self) -> jax.Array:
+        """Sum of the components, shape ()."""
+        return self.macs + self.memories.sum() + self.vector + self.control
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chip:
+    """One core with L memory levels, 0 the innermost, L - 1 DRAM. Every array is real-valued while searching.
+
+    Attributes:
+      technology: constants of the process.
+      mac: the unit of the MAC array.
+      vector: the unit of a vector lane.
+      fanout: instances below each level on the axes X and Y, shape (L, 2); that of `array_level` is (columns, rows).
+      size_bits: capacity per instance, shape (L,); infinite for DRAM.
+      bandwidth_bits: bits per cycle and instance, reads and writes each ("1RW": both together), shape (L,).
+      banks: banks per instance, shape (L,).
+      vdd: supply in volts, shape ().
+      clock_scale: clock relative to the technology's law at this supply, shape ().
+      resident_fraction: share of level L - 2 given to tensors that stay between operations, shape (), in [0, 1).
+      vector_lanes: number of lanes, shape ().
+      kinds: kind of each level, see `hw.memory`.
+      ports: ports of each level's banks.
+      names: name of each level.
+      array_level: the level that feeds the MAC array.
+    """
+
+    technology: Technology
+    mac: Mac
+    vector: Mac
+    fanout: jax.Array
+    size_bits: jax.Array
+    bandwidth_bits: jax.Array
+    banks: jax.Array
+    vdd: jax.Array
+    clock_scale: jax.Array
+    resident_fraction: jax.Array
+    vector_lanes: jax.Array
+    kinds: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    ports: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    array_level: int = dataclasses.field(metadata={"static": True})
+
+    def levels(self) -> tuple[MemoryLevel, ...]:
+        """One instance of each memory level, innermost first."""
+        return tuple(
+            MemoryLevel(self.size_bits[i], self.bandwidth_bits[i], self.banks[i], kind, ports)
+            for i, (kind, ports) in enumerate(zip(self.kinds, self.ports, strict=True))
+        )
+
+    def instances(self) -> jax.Array:
+        """Instances of each level, shape (L,)."""
+        below = self.fanout.prod(axis=1)
+        return jnp.stack([below[level + 1 :].prod() for level in range(len(self.kinds))])
+
+    def num_macs(self) -> jax.Array:
+        """Number of MACs, shape ()."""
+        return self.fanout.prod()
+
+    def frequency(self) -> jax.Array:
+        """Clock in Hz at this supply, shape ()."""
+        return self.clock_scale * clock_frequency(self.technology, self.vdd)
+
+    def energy_per_bit(self) -> jax.Array:
+        """Joules per bit read and written at each level, shape (L, 2); full port width, words packed."""
+        return jnp.stack(
+            [memory.access_energy(level, self.technology, self.vdd) / level.port_bits for level in self.levels()]
+        )
+
+    def bits_per_cycle(self) -> jax.Array:
+        """Bandwidth of one instance of each level, bits per cycle, shape (L,); DRAM capped by the peak of its kind."""
+        frequency = self.frequency()
+        return jnp.stack([memory.bits_per_cycle(level, self.technology, frequency) for level in self.levels()])
+
+    def vector_energy(self) -> jax.Array:
+        """Joules of one element operation (an addition, a multiplication, both) of a vector lane, shape ()."""
+        return cycle_energy(self.vector, self.technology, self.vdd, self.vector.accumulator_bits)
+
+    def area(self) -> Area:
+        """Area by component."""
+        macs = self.num_macs() * mac_area(self.mac, self.technology)
+        memories = self.instances() * jnp.stack([memory.area(level, self.technology) for level in self.levels()])
+        vector = self.vector_lanes * mac_area(self.vector, self.technology)
+        control = self.technology["control.area"] * (macs + memories.sum() + vector)
+        return Area(macs, memories, vector, control)
+
+    def leakage_power(self) -> jax.Array:
+        """Leakage of the whole chip in watts at 300 K, shape (): memories, and logic by its area in transistors."""
+        technology = self.technology
+        memories = jnp.stack([memory.leakage_power(level, technology, self.vdd) for level in self.levels()])
+        area = self.area()
+        transistors = (area.macs + area.vector) / (technology["logic.area"] * technology["node.area"])
+        scale = leakage_scale(technology, self.vdd, technology["supply.vdd"])
+        return (self.instances() * memories).sum() + technology["logic.leakage"] * transistors * scale
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{kind} {ports}</td><td>{float(self.size_bits[i]) / KIB:.4g}</td>"
+            f"<td>{float(self.bandwidth_bits[i]):.4g}</td><td>{float(self.banks[i]):.3g}</td></tr>"
+            for i, (name, kind, ports) in enumerate(zip(self.names, self.kinds, self.ports, strict=True))
+        )
+        columns, array_rows = (float(size) for size in self.fanout[self.array_level])
+        return (
+            f"<p>{array_rows:.3g} x {columns:.3g} MACs ({self.mac.style}), {self.technology.node_nm} nm, "
+            f"{float(self.vdd):.3g} V, {float(self.frequency()) / MHZ:.4g} MHz, {float(self.area().total) / MM2:.3g} "
+            f"mm<sup>2</sup>, leakage {float(self.leakage_power()) / MILLIWATT:.3g} mW</p>"
+            "<table><tr><th>level</th><th>kind</th><th>KiB</th><th>bits/cycle</th><th>banks</th></tr>"
+            f"{rows}</table>"
+        )
+
+
+def make_chip(
+    *,
+    rows: float = 16,
+    columns: float = 16,
+    register_bits: float = 256,
+    local_kib: float = 32,
+    shared_kib: float = 256,
+    register_bandwidth_bits: float = 64,
+    local_bandwidth_bits: float | None = None,
+    shared_bandwidth_bits: float = 256,
+    dram_bandwidth_bits: float = 64,
+    local_banks: float = 16,
+    shared_banks: float = 4,
+    node_nm: int = 28,
+    technology: Technology | None = None,
+    vdd: float | None = None,
+    frequency_hz: float | None = None,
+    mac: Mac | None = None,
+    vector: Mac | None = None,
+    vector_lanes: float = 8,
+    resident_fraction: float = 0.5,
+) -> Chip:
+    """A chip of four levels (register per MAC, local SRAM feeding the array, shared SRAM, DRAM), numbers checked.
+
+    Args:
+      rows: MACs along Y.
+      columns: MACs along X.
+      register_bits: register file of each MAC.
+      local_kib: local SRAM (a read and a write port).
+      shared_kib: shared SRAM (one port).
+      register_bandwidth_bits: width of a register file's ports.
+      local_bandwidth_bits: bits per cycle of the local SRAM; default 32 for each row and column.
+      shared_bandwidth_bits: bits per cycle of the shared SRAM.
+      dram_bandwidth_bits: bits per cycle of the DRAM interface, besides the peak of the DRAM kind.
+      local_banks: banks of the local SRAM, of 64 bytes at least.
+      shared_banks: banks of the shared SRAM, of 64 bytes at least.
+      node_nm: feature size, used where no `technology` is given.
+      technology: constants of the process.
+      vdd: supply in volts; default the nominal one.
+      frequency_hz: clock at `vdd` where it is known (measured chips), scaled to other supplies; default the law.
+      mac: unit of the array; default 4 bit slices for operands of up to 16 bits.
+      vector: unit of a vector lane; default fp32, as master weights are float32.
+      vector_lanes: lanes of the vector unit.
+      resident_fraction: share of the shared SRAM for tensors that stay between operations.
+
+    Raises:
+      ValueError: a number that is not positive and finite, a fraction outside [0, 1), an SRAM bank below 64 bytes, an
+        unknown node.
+    """
+    technology = make_technology(node_nm) if technology is None else technology
+    local_bandwidth_bits = 32 * (rows + columns) if local_bandwidth_bits is None else local_bandwidth_bits
+    vdd = float(technology["supply.vdd"]) if vdd is None else vdd
+    _check_positive(
+        rows=rows, columns=columns, register_bits=register_bits, local_kib=local_kib, shared_kib=shared_kib,
+        register_bandwidth_bits=register_bandwidth_bits, local_bandwidth_bits=local_bandwidth_bits,
+        shared_bandwidth_bits=shared_bandwidth_bits, dram_bandwidth_bits=dram_bandwidth_bits, local_banks=local_banks,
+        shared_banks=shared_banks, vdd=vdd, vector_lanes=vector_lanes, frequency_hz=frequency_hz or 1.0,
+    )  # fmt: skip
+    if not 0.0 <= resident_fraction < 1.0:
+        raise ValueError(f"expected resident_fraction in [0, 1), got {resident_fraction}")
+    for name, kib, banks in (("local", local_kib, local_banks), ("shared", shared_kib, shared_banks)):
+        if kib * 1024 / banks < 64:
+            size = kib * 1024 / banks
+            raise ValueError(f"expected {name} banks of 64 bytes or more, got {size:.4g}; use fewer {name}_banks")
+    law = clock_frequency(technology, jnp.asarray(vdd, dtype=float))
+    return Chip(
+        technology=technology,
+        mac=make_mac() if mac is None else mac,
+        vector=make_mac("fp32") if vector is None else vector,
+        fanout=jnp.array([[1, 1], [columns, rows], [1, 1], [1, 1]], dtype=float),
+        size_bits=jnp.array([register_bits, local_kib * KIB, shared_kib * KIB, math.inf], dtype=float),
+        bandwidth_bits=jnp.array(
+            [register_bandwidth_bits, local_bandwidth_bits, shared_bandwidth_bits, dram_bandwidth_bits], dtype=float
+        ),
+        banks=jnp.array([1, local_banks, shared_banks, 1], dtype=float),
+        vdd=jnp.asarray(vdd, dtype=float),
+        clock_scale=jnp.ones(()) if frequency_hz is None else frequency_hz / law,
+        resident_fraction=jnp.asarray(resident_fraction, dtype=float),
+        vector_lanes=jnp.asarray(vector_lanes, dtype=float),
+        kinds=("register", "sram", "sram", "dram"),
+        ports=("1R1W", "1R1W", "1RW", "1RW"),
+        names=("register", "local", "shared", "dram"),
+        array_level=1,
+    )
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not (0.0 < number < math.inf):
+            raise ValueError(f"expected {name} positive and finite, got {number}")

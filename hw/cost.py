@@ -1,0 +1,186 @@
+"""Price of one operation under one mapping on one chip: counts become joules, seconds and misfits."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hw.accesses import Accesses, count
+from hw.arithmetic import cycle_energy, partial_sum_bits, product_cycles
+from hw.chip import AXES, Chip
+from hw.mapping import Mapping
+from hw.operation import Operation
+
+# Loops (G N K C P Q R S) summed over where weights, inputs or outputs are accumulated, shape (3, 8).
+REDUCED = np.array([[0, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0, 1, 1]], dtype=bool)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one operation; leakage is added once per step, not here.
+
+    Attributes:
+      energy: mac_energy + access_energy.sum() + control_energy, joules, shape ().
+      latency: cycles over the clock, seconds, shape ().
+      cycles: the largest of compute_cycles and level_cycles, shape ().
+      mac_energy: joules, shape ().
+      access_energy: joules by level and operand, shape (L, 3).
+      control_energy: clock tree and control, joules, shape ().
+      compute_cycles: cycles the MACs are busy, slices and density included, shape ().
+      level_cycles: cycles each level needs for its traffic, shape (L,).
+      macs: products, shape ().
+      violation: relative excess per resource, 0 where it fits, shape (V,), in the order of `violation_names`.
+    """
+
+    energy: jax.Array
+    latency: jax.Array
+    cycles: jax.Array
+    mac_energy: jax.Array
+    access_energy: jax.Array
+    control_energy: jax.Array
+    compute_cycles: jax.Array
+    level_cycles: jax.Array
+    macs: jax.Array
+    violation: jax.Array
+
+
+def evaluate(
+    chip: Chip,
+    operation: Operation,
+    mapping: Mapping,
+    bits: jax.Array,
+    density: jax.Array | None = None,
+    resident: jax.Array | None = None,
+) -> Cost:
+    """Cost of one operation under one mapping: `price` of `count`; see `price` for the arguments.
+
+    `density` defaults to 1 (every product is computed) and `resident` to 0 (all operands start and end in DRAM).
+    """
+    density = jnp.ones(2, bits.dtype) if density is None else density
+    resident = jnp.zeros(3, bits.dtype) if resident is None else resident
+    return price(chip, operation, count(operation, mapping), bits, density, resident)
+
+
+def price(
+    chip: Chip, operation: Operation, accesses: Accesses, bits: jax.Array, density: jax.Array, resident: jax.Array
+) -> Cost:
+    """Cost of counted accesses.
+
+    Latency is the largest of the MACs' cycles and each level's traffic over its bandwidth: perfect overlap. Its
+    gradient flows to the resource that binds.
+
+    Args:
+      chip: the chip.
+      operation: the loop nest; tells which operand is accumulated and over how many products.
+      accesses: words moved, per instance, from `hw.accesses.count`.
+      bits: stored width of weights, inputs, outputs, shape (3,). Partial sums travel at accumulator width.
+      density: share of the products' work left for the two read operands, in the order of OPERANDS, shape (2,). It
+        scales cycles and energy of the MACs; 1 where the chip skips nothing.
+      resident: share of weights, inputs, outputs that stays in level L - 2, shape (3,): this share of the DRAM traffic
+        vanishes, with its fills of L - 2 where that level keeps the operand, or else is served by L - 2.
+
+    Returns:
+      A `Cost`, differentiable in every float argument.
+    """
+    accumulated = operation.accumulated > 0.5
+    read_bits = jnp.stack([jnp.where(accumulated[0], bits[1], bits[0]), jnp.where(accumulated[2], bits[1], bits[2])])
+    sum_bits = partial_sum_bits(chip.mac, read_bits, _reduction(operation, accumulated))
+    accesses = _reside(accesses, resident)
+    reads, writes = _traffic(accesses, accumulated, bits, sum_bits)
+
+    energy_per_bit = chip.energy_per_bit()
+    access_energy = accesses.instances[:, None] * (reads * energy_per_bit[:, :1] + writes * energy_per_bit[:, 1:])
+    slots = product_cycles(chip.mac, read_bits) * density[0] * density[1]
+    mac_energy = accesses.macs * slots * cycle_energy(chip.mac, chip.technology, chip.vdd, sum_bits)
+    on_chip = mac_energy + access_energy[:-1].sum()
+    control_energy = on_chip * (chip.technology["clock.energy"] + chip.technology["control.energy"])
+
+    compute_cycles = accesses.compute_cycles * slots
+    level_cycles = port_cycles(chip, reads.sum(axis=1), writes.sum(axis=1))
+    cycles = jnp.maximum(compute_cycles, level_cycles.max())
+    return Cost(
+        energy=mac_energy + access_energy.sum() + control_energy,
+        latency=cycles / chip.frequency(),
+        cycles=cycles,
+        mac_energy=mac_energy,
+        access_energy=access_energy,
+        control_energy=control_energy,
+        compute_cycles=compute_cycles,
+        level_cycles=level_cycles,
+        macs=accesses.macs,
+        violation=_violation(chip, accesses, accumulated, bits, read_bits, sum_bits),
+    )
+
+
+def port_cycles(chip: Chip, reads: jax.Array, writes: jax.Array) -> jax.Array:
+    """Cycles each level takes to move its traffic: one port serves reads and writes in turn, two ports at once.
+
+    Args:
+      chip: the chip.
+      reads: bits read per instance, shape (L,).
+      writes: bits written per instance, shape (L,).
+
+    Returns:
+      Cycles, shape (L,).
+    """
+    one_port = np.array([ports == "1RW" for ports in chip.ports])
+    return jnp.where(one_port, reads + writes, jnp.maximum(reads, writes)) / chip.bits_per_cycle()
+
+
+def violation_names(chip: Chip) -> tuple[str, ...]:
+    """Names of the entries of `Cost.violation`: capacities, fan-outs, operand widths, accumulator."""
+    capacities = [f"capacity {name}" for name in chip.names]
+    fanouts = [f"fan-out {name} {axis}" for name in chip.names for axis in AXES]
+    return (*capacities, *fanouts, "first operand width", "second operand width", "accumulator width")
+
+
+def _reduction(operation: Operation, accumulated: jax.Array) -> jax.Array:
+    """Products summed into one element of the accumulated operand (borders of an accumulated input have fewer)."""
+    reduced = jnp.where(jnp.asarray(REDUCED), operation.bounds, jnp.ones_like(operation.bounds)).prod(axis=1)
+    return jnp.where(accumulated, reduced, jnp.zeros_like(reduced)).sum()
+
+
+def _reside(accesses: Accesses, resident: jax.Array) -> Accesses:
+    """Accesses where a share of each operand starts and ends in level L - 2 instead of DRAM."""
+    top, shared = -1, -2
+    kept = accesses.keep[shared]
+    leaving = 1.0 - resident
+    # Per instance of the shared level: what DRAM would have served where that level does not keep the operand.
+    moved = resident * (1.0 - kept) * accesses.instances[top] / accesses.instances[shared]
+
+    def move(words: jax.Array) -> jax.Array:
+        return words.at[shared].add(moved * words[top]).at[top].multiply(leaving)
+
+    return dataclasses.replace(
+        accesses,
+        reads=move(accesses.reads),
+        updates=move(accesses.updates),
+        finals=move(accesses.finals),
+        fills=accesses.fills.at[shared].multiply(leaving * kept + 1.0 - kept),
+    )
+
+
+def _traffic(
+    accesses: Accesses, accumulated: jax.Array, bits: jax.Array, sum_bits: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Bits read and written per instance, each (L, 3): finished words at stored width, partial sums at theirs."""
+    width = jnp.where(accumulated, sum_bits, bits)
+    partial = accesses.updates - accesses.finals
+    return accesses.reads * width, accesses.fills * width + accesses.finals * bits + partial * sum_bits
+
+
+def _violation(
+    chip: Chip, accesses: Accesses, accumulated: jax.Array, bits: jax.Array, read_bits: jax.Array, sum_bits: jax.Array
+) -> jax.Array:
+    # Counts are whole words on a legal mapping: half a word tells whether a level ever receives partial sums.
+    partial = accumulated & (accesses.updates - accesses.finals > 0.5)
+    footprint = (accesses.footprint * jnp.where(partial, sum_bits, bits)).sum(axis=1)
+    capacity = chip.size_bits.at[-2].multiply(1.0 - chip.resident_fraction)
+    used = jnp.concatenate([footprint, accesses.fanout.ravel(), read_bits, sum_bits[None]])
+    available = jnp.concatenate(
+        [capacity, chip.fanout.ravel(), chip.mac.widths, jnp.asarray(chip.mac.accumulator_bits, used.dtype)[None]]
+    )
+    return jnp.maximum(used / available - 1.0, 0.0)

@@ -1,0 +1,221 @@
+"""Technology: sourced constants of one process, and how they scale with node and supply voltage.
+
+A `Technology` is a table of named constants in SI units, a pytree of floats, so that `vmap` runs any cost over sampled
+technologies. Values, error bounds, ranges of validity and sources are in `hw/data/*.yaml`.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib.resources
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import yaml
+
+from hw.units import UNITS
+
+NODES_NM = (65, 45, 40, 32, 28, 22, 20, 16, 14, 10, 7)
+PROCESSES = ("general", "low_power")
+DEVICES = ("hp", "lop", "lstp")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One constant with its error bounds; value, low and high in `unit` (SI once it is in a `Technology`)."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    range: str
+    source: str
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Technology:
+    """Constants of one process in SI units and bits, by dotted name: `technology["sram.energy.k"]`.
+
+    Attributes:
+      values: constants, each shape () (or with a leading axis of samples, see `sample_technologies`).
+      node_nm: feature size in nanometres.
+      process: "general" or "low_power": nominal supply and threshold of the logic.
+      device: transistors of the SRAM cells, "hp", "lop" or "lstp" (high performance, low operating, low standby power).
+      dram: kind of the external memory.
+    """
+
+    values: dict[str, jax.Array | float]
+    node_nm: int = dataclasses.field(metadata={"static": True})
+    process: str = dataclasses.field(metadata={"static": True})
+    device: str = dataclasses.field(metadata={"static": True})
+    dram: str = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.values:
+            raise ValueError(unknown("constant", name, self.values))
+        return self.values[name]
+
+    def constant(self, name: str) -> Constant:
+        """The sourced record behind a constant. Raises ValueError for an unknown name."""
+        self[name]
+        return load_constants(self.node_nm, self.process, self.device, self.dram)[name]
+
+    def source(self, name: str) -> str:
+        """Where a constant comes from. Raises ValueError for an unknown name."""
+        return self.constant(name).source
+
+
+def make_technology(
+    node_nm: int = 28, *, process: str = "general", device: str = "lstp", dram: str = "LPDDR4"
+) -> Technology:
+    """The constants of one process.
+
+    Args:
+      node_nm: feature size, one of `NODES_NM`. SRAM laws are fitted for 65 to 22 nm and extrapolate below.
+      process: "general" (GP, HPC) or "low_power" (LP) logic.
+      device: SRAM cell transistors; foundries' cells leak little, hence "lstp".
+      dram: external memory, "DDR3" to "HBM3".
+
+    Raises:
+      ValueError: an unknown node, process, device or DRAM kind; the message names the nearest known one.
+    """
+    if node_nm not in NODES_NM:
+        nearest = min(NODES_NM, key=lambda known: abs(math.log(known / node_nm)) if node_nm > 0 else known)
+        raise ValueError(f"expected node_nm in {NODES_NM}, got {node_nm}; the nearest is {nearest}")
+    _check("process", process, PROCESSES)
+    _check("device", device, DEVICES)
+    _check("dram", dram, _tables()["dram.energy"]["options"])
+    constants = load_constants(node_nm, process, device, dram)
+    return Technology({name: constant.value for name, constant in constants.items()}, node_nm, process, device, dram)
+
+
+def sample_technologies(key: jax.Array, num: int, technology: Technology | None = None) -> Technology:
+    """Draws `num` technologies: every constant log-triangular in [low, high] with its mode at the value.
+
+    Constants are drawn once per technology, so whatever shares a constant moves together. Costs of the samples:
+    `jax.vmap(lambda t: evaluate(replace(chip, technology=t), ...))(samples)`.
+
+    Args:
+      key: PRNG key.
+      num: number of samples.
+      technology: the process to sample around; default `make_technology()`.
+
+    Returns:
+      A technology whose values have shape (num,).
+    """
+    technology = make_technology() if technology is None else technology
+    constants = load_constants(technology.node_nm, technology.process, technology.device, technology.dram)
+    uniform = jax.random.uniform(key, (len(constants), num))
+    values: dict[str, jax.Array | float] = {
+        name: _log_triangular(uniform[i], constant) for i, (name, constant) in enumerate(sorted(constants.items()))
+    }
+    return dataclasses.replace(technology, values=values)
+
+
+def logic_energy_scale(technology: Technology, vdd: jax.Array) -> jax.Array:
+    """Dynamic energy of logic relative to 45 nm at 0.9 V: node ratio at nominal voltage, then vdd squared. Shape ().
+
+    Source: Stillmaker & Baas 2017 for the ratio, at nominal voltage only: their polynomials in vdd are not monotone.
+    """
+    return technology["node.energy"] * (vdd / technology["node.vdd"]) ** 2
+
+
+def drive_current(technology: Technology, vdd: jax.Array) -> jax.Array:
+    """On-current of a gate in arbitrary units, smooth from below to above threshold. Shape ().
+
+    I = ln(1 + exp((vdd (1 + dibl) - vth) / (alpha n phi_t)))**alpha: the EKV interpolation, whose exponent alpha below
+    2 stands for velocity saturation; it has no pole at vth, as the alpha-power law has.
+
+    Source: Enz, Krummenacher & Vittoz 1995; Sakurai & Newton, JSSC 25(2) 1990.
+    """
+    alpha = technology["supply.alpha"]
+    scale = alpha * technology["supply.slope"] * technology["supply.thermal_voltage"]
+    overdrive = vdd * (1.0 + technology["supply.dibl"]) - technology["supply.vth"]
+    return jax.nn.softplus(overdrive / scale) ** alpha
+
+
+def clock_frequency(technology: Technology, vdd: jax.Array) -> jax.Array:
+    """Highest clock in Hz at a supply: nominal clock times relative current over relative voltage. Shape ().
+
+    Published chips run 1.3x to 10x slower than this near threshold (margins, SRAM): give their pairs of supply and
+    frequency to `make_chip` instead.
+    """
+    nominal_vdd = technology["supply.vdd"]
+    nominal = 1.0 / (technology["clock.depth"] * technology["node.delay"])
+    drive = drive_current(technology, vdd) / drive_current(technology, nominal_vdd)
+    return nominal * drive * nominal_vdd / vdd
+
+
+def leakage_scale(technology: Technology, vdd: jax.Array, nominal_vdd: jax.Array | float) -> jax.Array:
+    """Leakage power at `vdd` relative to that at `nominal_vdd`: V I_off(V), I_off by barrier lowering. Shape ().
+
+    Source: subthreshold limit of the EKV current, exp(dibl V / (n phi_t)).
+    """
+    slope = technology["supply.slope"] * technology["supply.thermal_voltage"]
+    return vdd / nominal_vdd * jnp.exp(technology["supply.dibl"] * (vdd - nominal_vdd) / slope)
+
+
+@functools.cache
+def load_constants(node_nm: int, process: str, device: str, dram: str) -> dict[str, Constant]:
+    """All constants of one process, in SI units, by name; read once."""
+    choice = {"node": node_nm, "process": process, "device": device, "dram": dram}
+    return {name: _to_si(_select(entry, choice)) for name, entry in _tables().items()}
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Message for an unknown name, with the nearest known one."""
+    names = list(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"expected a known {what}, got {name!r}; the nearest is {nearest[0]!r}"
+
+
+@functools.cache
+def _tables() -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = {}
+    for file in sorted((importlib.resources.files("hw") / "data").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            tables |= yaml.safe_load(file.read_text())
+    return tables
+
+
+def _select(entry: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """Follows "by" to the options of this process; between nodes interpolates geometrically in log(node)."""
+    if "by" not in entry:
+        return entry
+    axis, options = entry["by"], entry["options"]
+    common = {key: text for key, text in entry.items() if key not in ("by", "options")}
+    if axis != "node" or choice["node"] in options:
+        return _select(common | options[choice[axis]], choice)
+    node = choice["node"]
+    above = min(known for known in options if known > node)
+    below = max(known for known in options if known < node)
+    share = math.log(node / below) / math.log(above / below)
+    left, right = options[below], options[above]
+    return common | {bound: left[bound] ** (1 - share) * right[bound] ** share for bound in ("value", "low", "high")}
+
+
+def _to_si(entry: dict[str, Any]) -> Constant:
+    unit = UNITS[entry["unit"]]
+    bounds = {bound: entry[bound] * unit for bound in ("value", "low", "high")}
+    return Constant(**bounds, unit=entry["unit"], range=entry["range"], source=entry["source"])
+
+
+def _log_triangular(uniform: jax.Array, constant: Constant) -> jax.Array:
+    """Inverse of the triangular distribution function on the logarithm; low < high or constant."""
+    if constant.low == constant.high:
+        return jnp.full_like(uniform, constant.value)
+    low, mode, high = (math.log(bound) for bound in (constant.low, constant.value, constant.high))
+    width, left = high - low, mode - low
+    rising = low + jnp.sqrt(uniform * width * left)
+    falling = high - jnp.sqrt((1.0 - uniform) * width * (width - left))
+    return jnp.exp(jnp.where(uniform * width < left, rising, falling))
+
+
+def _check(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(unknown(what, name, known))
