@@ -1,1 +1,20 @@
-"""A chip and what work costs on it."""
+"""A parametrised chip and what work costs on it; every formula in JAX, for one nest, batched with `jax.vmap`."""
+
+from hw.accesses import Accesses, count
+from hw.mapping import Mapping, make_mapping, outermost_mapping
+from hw.operation import LOOPS, OPERANDS, PASSES, Operation, make_operation, stack_operations, transposed
+
+__all__ = [
+    "LOOPS",
+    "OPERANDS",
+    "PASSES",
+    "Accesses",
+    "Mapping",
+    "Operation",
+    "count",
+    "make_mapping",
+    "make_operation",
+    "outermost_mapping",
+    "stack_operations",
+    "transposed",
+]
