@@ -1,7 +1,7 @@
 """Words moved between memory levels: what executing the loop nest would count, as a closed form.
 
-The conventions, each with a worked example, are in docs/conventions.md. All formulas hold for one nest under one mapping;
-batch them with `jax.vmap`. Factors may be real-valued: a loop then counts as present by a smooth gate between 1 and 2.
+The conventions, each with a worked example, are in docs/conventions.md. All formulas hold for one nest under one
+mapping; batch them with `jax.vmap`. Factors may be real-valued: a loop is then present by a smooth gate from 1 to 2.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ class Accesses:
       finals: those of `updates` that are complete sums, and so have the width of the stored operand, shape (L, 3).
       footprint: words of the largest tile, zero where the operand is not kept, shape (L, 3).
       keep: 1 where the operand is kept, shape (L, 3).
+      fanout: instances fed below each level on the axes (X, Y), shape (L, 2).
       instances: utilised instances of each level, shape (L,).
       compute_cycles: iterations in time, the product slots of one MAC, shape ().
       macs: products of the nest over all MACs, shape (); never more than the nest has.
@@ -44,6 +45,7 @@ class Accesses:
     finals: jax.Array
     footprint: jax.Array
     keep: jax.Array
+    fanout: jax.Array
     instances: jax.Array
     compute_cycles: jax.Array
     macs: jax.Array
@@ -76,6 +78,7 @@ def count(operation: Operation, mapping: Mapping) -> Accesses:
         finals=summed * first_entering * (1.0 - _present(copies)),
         footprint=mapping.keep * footprint,
         keep=mapping.keep,
+        fanout=mapping.fan_out_used(),
         instances=jnp.prod(_above(fan_out), axis=-1),
         compute_cycles=jnp.prod(mapping.temporal),
         macs=operation.macs,
@@ -164,44 +167,29 @@ def _halo_credit(operation: Operation, extents: jax.Array, factors: jax.Array, s
 def _accesses_from_below(operation: Operation, mapping: Mapping, fan_out: jax.Array, entering: jax.Array) -> jax.Array:
     """Words that the next level below that keeps an operand, or the MACs, ask of one instance, shape (L, 3).
 
-    Over the fan-outs between, one access serves all instances that want the same words.
+    One access serves all instances below that want the same word, through levels that do not keep it as well.
     """
-    num_macs = jnp.prod(fan_out)
-    demand = jnp.full_like(entering[0], 1.0) * operation.macs / num_macs
-    boxed = jnp.ones_like(demand)
-    windows = (jnp.ones_like(operation.stride),) * 4
+    steps = mapping.tiles() / (mapping.temporal * fan_out)
+    demand = jnp.ones_like(entering[0]) * operation.macs / jnp.prod(fan_out)
     accessed = []
-    steps_below = mapping.tiles() / (mapping.temporal * fan_out)
     for l in range(mapping.num_levels):
-        boxed = boxed * _product(_BOXED, fan_out[l])
-        windows = _widen(operation, windows, fan_out[l], steps_below[l])
-        accessed.append(demand * boxed * jnp.where(_INPUTS, jnp.prod(_distinct(*windows)), 1.0))
-        kept = mapping.keep[l] > 0.5
-        demand = jnp.where(kept, entering[l], demand)
-        boxed = jnp.where(kept, 1.0, boxed)
-        windows = tuple(jnp.where(kept[1], 1.0, w) for w in windows)
+        windows = jnp.prod(_distinct_windows(operation, fan_out[l], steps[l]))
+        demand = demand * _product(_BOXED, fan_out[l]) * jnp.where(_INPUTS, windows, 1.0)
+        accessed.append(demand)
+        demand = jnp.where(mapping.keep[l] > 0.5, entering[l], demand)
     return jnp.stack(accessed)
 
 
-def _widen(operation: Operation, windows: tuple, fan_out: jax.Array, steps: jax.Array) -> tuple:
-    """Adds the fan-out of one more level to (outputs, taps) side by side and their offsets in inputs, each (2,)."""
-    outputs, taps, output_offset, tap_offset = windows
-    return (
-        outputs * fan_out[_OUTPUTS],
-        taps * fan_out[_TAPS],
-        jnp.where(outputs > 1.0, output_offset, operation.stride * steps[_OUTPUTS]),
-        jnp.where(taps > 1.0, tap_offset, operation.dilation * steps[_TAPS]),
-    )
+def _distinct_windows(operation: Operation, fan_out: jax.Array, steps: jax.Array) -> jax.Array:
+    """Distinct input windows among m outputs x n taps side by side, along width and height, shape (2,).
 
-
-def _distinct(outputs: jax.Array, taps: jax.Array, output_offset: jax.Array, tap_offset: jax.Array) -> jax.Array:
-    """Distinct sums ``i * output_offset + j * tap_offset`` with i < outputs, j < taps: what diagonals share is read once.
-
-    Two pairs give the same sum when they differ by a multiple of (tap_offset, -output_offset) / divisor.
+    They start at ``i * a + j * b``, i < m, j < n. Two pairs start at the same input when they differ by a multiple of
+    ``(b, -a) / gcd(a, b)``: the diagonals of the fan-out. Windows that overlap in part are each read in full.
     """
-    divisor = _common_divisor(output_offset, tap_offset)
-    repeated = jnp.maximum(0.0, outputs - tap_offset / divisor) * jnp.maximum(0.0, taps - output_offset / divisor)
-    return outputs * taps - repeated
+    m, n = fan_out[_OUTPUTS], fan_out[_TAPS]
+    a, b = operation.stride * steps[_OUTPUTS], operation.dilation * steps[_TAPS]
+    divisor = _common_divisor(a, b)
+    return m * n - jnp.maximum(0.0, m - b / divisor) * jnp.maximum(0.0, n - a / divisor)
 
 
 def _common_divisor(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -78,17 +78,15 @@ def make_mapping(operation: Operation, temporal, spatial=None, order=None, keep=
         if factors < bound * (1 - 1e-6):  # float32 products of relaxed factors
             raise ValueError(f"expected the factors of {loop} to cover its bound {bound:g}, got {factors:g}; raise one")
     if not np.array_equal(np.sort(order, axis=1), np.tile(np.arange(len(LOOPS)), (levels, 1))):
-        raise ValueError(
-            f"expected each level's order to be a permutation of 0..{len(LOOPS) - 1}, got {order.tolist()}"
-        )
+        raise ValueError(f"expected each level's order to be a permutation of 0..7, got {order.tolist()}")
     if not (np.isin(keep, (0, 1)).all() and keep[-1].all()):
         raise ValueError(f"expected keep of 0 and 1 with ones at the outermost level, got {keep.tolist()}")
     dtype = operation.bounds.dtype
     return Mapping(
-        jnp.asarray(temporal, dtype),
-        jnp.asarray(spatial, dtype),
-        jnp.asarray(order, jnp.int32),
-        jnp.asarray(keep, dtype),
+        temporal=jnp.asarray(temporal, dtype),
+        spatial=jnp.asarray(spatial, dtype),
+        order=jnp.asarray(order, jnp.int32),
+        keep=jnp.asarray(keep, dtype),
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,6 @@ PASSES = {"forward": "outputs", "input_grad": "inputs", "weight_grad": "weights"
 _OPERAND_LOOPS = {"weights": "GKCRS", "inputs": "GNCPQRS", "outputs": "GNKPQ"}
 RELEVANT = np.array([[loop in _OPERAND_LOOPS[operand] for loop in LOOPS] for operand in OPERANDS])
 """Which loop moves which operand, shape (3, 8)."""
-
-Tree = TypeVar("Tree")
 
 
 @jax.tree_util.register_dataclass
@@ -142,7 +139,7 @@ def transposed(operation: Operation, input_size: tuple[int, int] | None = None) 
     return replace(nest, taps=operation.taps / jnp.array(residues, operation.taps.dtype))
 
 
-def stack_operations(trees: Sequence[Tree]) -> Tree:
+def stack_operations[Tree](trees: Sequence[Tree]) -> Tree:
     """Stacks pytrees of equal structure (operations, mappings, costs) along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
