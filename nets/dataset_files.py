@@ -155,14 +155,18 @@ def _find_idx(folder: Path, name: str) -> Path:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    # What zipfile raises for a damaged archive ranges from BadZipFile to RuntimeError (encrypted, unknown compression).
+    damage = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
                 raise ValueError("a single array")
-            return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            return dict(loaded)
+    except damage as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{path}: expected an npz file of plain arrays, got {error}; save it with numpy.savez, or fetch it again"
+            f"{path}: expected an npz file of plain arrays, got {reason}; save it with numpy.savez, or fetch it again"
         ) from error
 
 
