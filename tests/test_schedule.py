@@ -1,0 +1,287 @@
+"""Training steps: stand-alone sums, compulsory traffic, residency against brute force, gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from hw.accesses import count
+from hw.chip import make_chip
+from hw.cost import price
+from hw.mapping import outermost_mapping
+from hw.operation import make_operation, stack_operations
+from hw.schedule import evaluate_step, make_step, residency
+
+BATCH, FEATURES, HIDDEN, CLASSES = 8, 12, 6, 4
+(X, W1, Y1, X2, W2, Y2, KEPT, DY2, DW2, DX2, DY1, DW1, MASTER) = range(13)
+NUM_TENSORS = 13
+WIDTH = 8.0
+
+
+def dense(C, K, pass_):
+    return make_operation(N=BATCH, C=C, K=K, pass_=pass_)
+
+
+def rows(*works):
+    """Vector reads or writes: one {tensor: elements} for each piece of work."""
+    table = np.zeros((len(works), NUM_TENSORS))
+    for row, work in zip(table, works, strict=True):
+        for tensor, elements in work.items():
+            row[tensor] = elements
+    return table
+
+
+def two_layer_step():
+    """MLP of two layers: forward with a ReLU between, loss, both backward passes of layer 2, ReLU, layer 1, updates."""
+    elements = np.zeros(NUM_TENSORS)
+    elements[[X]] = BATCH * FEATURES
+    elements[[W1, DW1]] = FEATURES * HIDDEN
+    elements[[Y1, X2, KEPT, DX2, DY1]] = BATCH * HIDDEN
+    elements[[W2, DW2]] = HIDDEN * CLASSES
+    elements[[Y2, DY2]] = BATCH * CLASSES
+    elements[MASTER] = FEATURES * HIDDEN + HIDDEN * CLASSES
+    operations = [
+        dense(FEATURES, HIDDEN, "forward"),
+        dense(HIDDEN, CLASSES, "forward"),
+        dense(HIDDEN, CLASSES, "weight_grad"),
+        dense(HIDDEN, CLASSES, "input_grad"),
+        dense(FEATURES, HIDDEN, "weight_grad"),
+    ]
+    origin = list(range(NUM_TENSORS))
+    origin[KEPT] = X2
+    hidden, classes = BATCH * HIDDEN, BATCH * CLASSES
+    weights = {W1: FEATURES * HIDDEN, W2: HIDDEN * CLASSES}
+    return make_step(
+        stack_operations(operations),
+        [[W1, X, Y1], [W2, X2, Y2], [DW2, KEPT, DY2], [W2, DX2, DY2], [DW1, X, DY1]],
+        elements,
+        operation_slot=[0, 2, 4, 5, 7],
+        persistent=[t in (W1, W2, MASTER) for t in range(NUM_TENSORS)],
+        origin=origin,
+        external=[float(t == X) for t in range(NUM_TENSORS)],
+        vector_slot=[1, 3, 6, 8],
+        vector_ops=[hidden, 3 * classes, hidden, 2 * elements[MASTER]],
+        vector_reads=rows(
+            {Y1: hidden}, {Y2: classes}, {DX2: hidden}, {DW1: weights[W1], DW2: weights[W2], MASTER: elements[MASTER]}
+        ),
+        vector_writes=rows({X2: hidden}, {DY2: classes}, {DY1: hidden}, {MASTER: elements[MASTER], **weights}),
+    )
+
+
+def evaluated(step, chip, width=WIDTH):
+    operations, n = step.operations, step.operation_slot.shape[0]
+    accesses = jax.vmap(count)(operations, mappings(operations, n))
+    bits = jnp.full((n, 3), width)
+    return evaluate_step(chip, step, accesses, bits, jnp.full(step.tensor_elements.shape, width), jnp.ones((n, 2)))
+
+
+def mappings(operations, n):
+    return stack_operations([outermost_mapping(jax.tree.map(lambda x, i=i: x[i], operations), 4) for i in range(n)])
+
+
+def stand_alone(step, chip):
+    """Costs of the operations with all operands in DRAM."""
+    n = step.operation_slot.shape[0]
+    accesses = jax.vmap(count)(step.operations, mappings(step.operations, n))
+    args = (jnp.full((n, 3), WIDTH), jnp.ones((n, 2)), jnp.zeros((n, 3)))
+    return jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, step.operations, accesses, *args)
+
+
+def test_lives_follow_from_slots():
+    step = two_layer_step()
+    lives = {t: (int(step.tensor_birth[t]), int(step.tensor_death[t])) for t in range(NUM_TENSORS)}
+    assert lives[X] == (0, 7)
+    assert lives[X2] == (1, 2)
+    assert lives[KEPT] == (3, 4)  # from the slot after the last use of X2 in the forward pass
+    assert lives[DY2] == (3, 5)
+    assert lives[W1] == lives[W2] == lives[MASTER] == (0, 8)
+    assert step.operation_pass.tolist() == [0, 0, 2, 1, 2]
+
+
+def test_nothing_resident_is_the_sum_of_stand_alone_work():
+    step, chip = two_layer_step(), make_chip(resident_fraction=0.0)
+    cost, alone = evaluated(step, chip), stand_alone(step, chip)
+    np.testing.assert_allclose(cost.operation_energy, alone.energy, rtol=1e-6)
+    np.testing.assert_allclose(cost.operation_latency, alone.latency, rtol=1e-6)
+    moved = WIDTH * (step.vector_reads.sum(1) + step.vector_writes.sum(1))
+    read_energy, write_energy = chip.energy_per_bit()[-1]
+    traffic = WIDTH * (step.vector_reads.sum(1) * read_energy + step.vector_writes.sum(1) * write_energy)
+    control = float(chip.technology["clock.energy"]) + float(chip.technology["control.energy"])
+    arithmetic = step.vector_ops * chip.vector_energy()
+    np.testing.assert_allclose(cost.vector_energy, traffic + arithmetic * (1 + control), rtol=1e-5)
+    cycles = np.maximum(moved / float(chip.bits_per_cycle()[-1]), step.vector_ops / float(chip.vector_lanes))
+    np.testing.assert_allclose(cost.vector_latency, cycles / float(chip.frequency()), rtol=1e-5)
+    assert float(cost.transfer_energy.sum()) == 0.0
+    latency = float(alone.latency.sum() + cost.vector_latency.sum())
+    energy = float(alone.energy.sum() + cost.vector_energy.sum()) + float(chip.leakage_power()) * latency
+    assert float(cost.latency) == pytest.approx(latency, rel=1e-5)
+    assert float(cost.energy) == pytest.approx(energy, rel=1e-5)
+    assert float(cost.edp) == pytest.approx(energy * latency, rel=1e-5)
+    assert float(cost.power) == pytest.approx(energy / latency, rel=1e-5)
+
+
+def test_unlimited_sram_leaves_compulsory_traffic():
+    step, chip = two_layer_step(), make_chip(shared_kib=2**20, resident_fraction=0.5)
+    cost = evaluated(step, chip)
+    np.testing.assert_array_equal(cost.resident, 1.0)
+    batch_bits = BATCH * FEATURES * WIDTH
+    assert float(cost.dram_energy) == pytest.approx(batch_bits * float(chip.energy_per_bit()[-1].mean()), rel=1e-5)
+    assert float(cost.spilled_bits.sum()) == 0.0
+
+
+@pytest.mark.parametrize("shared_kib", [0.5, 1.0, 64.0])
+def test_total_is_the_sum_of_its_breakdown(shared_kib):
+    step, chip = two_layer_step(), make_chip(shared_kib=shared_kib, resident_fraction=0.5)
+    cost = evaluated(step, chip)
+    assert cost.components == ("mac", "register", "local", "shared", "dram", "control", "vector", "leakage")
+    assert float(cost.breakdown.sum()) == pytest.approx(float(cost.energy), rel=1e-5)
+    parts = cost.operation_energy.sum() + cost.vector_energy.sum() + cost.transfer_energy.sum() + cost.leakage_energy
+    assert float(parts) == pytest.approx(float(cost.energy), rel=1e-5)
+    memory = cost.access_energy.sum() + cost.mac_energy.sum()
+    assert float(memory) < float(cost.operation_energy.sum())  # control comes on top
+
+
+def test_last_in_first_out():
+    """Nested lives of 1, 3 and 5 slots and 40, 50 and 30 bits in 100 bits: the inner two fit, the outer one by a third."""
+    operation = make_operation(N=1)
+    nested = [[0, 0, 0], [1, 1, 1], [2, 2, 2], [1, 1, 1], [0, 0, 0]]
+    step = make_step(stack_operations([operation] * 5), nested, [30.0, 50.0, 40.0])
+    np.testing.assert_allclose(residency(step, jnp.ones(3), jnp.array(100.0)), [1 / 3, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(residency(step, jnp.ones(3), jnp.array(60.0)), [0.0, 0.4, 1.0], rtol=1e-6, atol=1e-7)
+
+
+def test_kept_copy_spills_what_no_longer_fits():
+    """60 of 100 bits are taken while the copy lives: 20 % of its 50 bits leave, written to DRAM once."""
+    operation = make_operation(N=1)
+    origin, copy, large = 0, 1, 2
+    operands = [[origin] * 3, [large] * 3, [copy] * 3]
+    chip = make_chip(shared_kib=200 / 8192, shared_banks=1e-3, resident_fraction=0.5)
+    step = make_step(stack_operations([operation] * 3), operands, [50.0, 50.0, 60.0], origin=[0, 0, 2])
+    cost = evaluated(step, chip, width=1.0)
+    np.testing.assert_allclose(cost.resident, [1.0, 0.8, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(cost.spilled_bits, [0.0, 10.0, 0.0], rtol=1e-4)
+    np.testing.assert_allclose(cost.occupancy, [50.0, 100.0, 40.0], rtol=1e-5)
+    shared, dram = chip.energy_per_bit()[-2:].mean(axis=1)
+    control = float(chip.technology["clock.energy"]) + float(chip.technology["control.energy"])
+    expected = 10.0 * (float(shared) * (1 + control) + float(dram))
+    np.testing.assert_allclose(cost.transfer_energy, [0.0, expected, 0.0], rtol=1e-4)
+    cycles = 10.0 / float(chip.bits_per_cycle()[-2:].min())
+    np.testing.assert_allclose(cost.transfer_latency, [0.0, cycles / float(chip.frequency()), 0.0], rtol=1e-4)
+
+
+def random_step(seed, num_tensors=12, num_operations=9):
+    rng = np.random.default_rng(seed)
+    operands = rng.integers(0, num_tensors, (num_operations, 3))
+    persistent = rng.random(num_tensors) < 0.2
+    operations = stack_operations([make_operation(N=1)] * num_operations)
+    return make_step(operations, operands, rng.uniform(1, 50, num_tensors), persistent=persistent)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_residency_and_occupancy_equal_brute_force(x64, seed):
+    step = random_step(seed)
+    size = np.asarray(step.tensor_elements) * 2.0
+    birth, death = np.asarray(step.tensor_birth), np.asarray(step.tensor_death)
+    capacity = 120.0
+    occupied = [0.0] * step.num_slots
+    expected = np.ones(len(size))
+    for t in sorted(range(len(size)), key=lambda t: (death[t] - birth[t], t)):
+        free = min([capacity - occupied[s] for s in range(birth[t], death[t] + 1)], default=capacity)
+        expected[t] = min(max(free / size[t], 0.0), 1.0)
+        for s in range(birth[t], death[t] + 1):
+            occupied[s] += expected[t] * size[t]
+    chip = make_chip(shared_kib=2 * capacity / 8192, shared_banks=1e-2, resident_fraction=0.5)
+    cost = evaluated(step, chip, width=2.0)
+    np.testing.assert_allclose(cost.resident, expected, atol=1e-9)
+    np.testing.assert_allclose(cost.occupancy, occupied, atol=1e-9)
+    assert max(occupied) <= capacity * (1 + 1e-9)
+
+
+def test_more_capacity_is_never_worse():
+    step = two_layer_step()
+    chips = [make_chip(shared_kib=kib, shared_banks=1, resident_fraction=0.5) for kib in np.geomspace(0.07, 4, 12)]
+    costs = [evaluated(step, chip) for chip in chips]
+    resident = np.stack([cost.resident for cost in costs])
+    assert (np.diff(resident, axis=0) >= -1e-6).all()
+    assert (np.diff([float(cost.dram_energy) for cost in costs]) <= 1e-15).all()
+    assert resident[0].min() < 0.5 < resident[-1].min()
+
+
+def test_residency_gradients(x64):
+    step = two_layer_step()
+    widths = jnp.linspace(5.0, 9.0, NUM_TENSORS)
+    for capacity in (700.0, 1500.0, 3000.0):
+        check_grads(lambda b, c: residency(step, b, c), (widths, jnp.array(capacity)), order=1, modes=["fwd", "rev"])
+
+
+def test_step_gradients(x64):
+    step, chip = two_layer_step(), make_chip(shared_kib=0.3, shared_banks=4, resident_fraction=0.5)
+
+    def energy_and_latency(vdd, shared_bits, width):
+        moved = dataclasses.replace(chip, vdd=vdd, size_bits=chip.size_bits.at[-2].set(shared_bits))
+        cost = evaluated(step, moved, width)
+        return jnp.log(cost.energy), jnp.log(cost.latency)
+
+    args = (jnp.array(0.8), chip.size_bits[-2] * 1.01, jnp.array(7.3))
+    # Of a width whole slices count, straight through: only the gradient's finiteness is checked.
+    check_grads(lambda vdd, bits: energy_and_latency(vdd, bits, args[2]), args[:2], order=1, modes=["rev"], rtol=1e-4)
+    gradient = jax.grad(lambda width: energy_and_latency(*args[:2], width)[0])(args[2])
+    assert float(gradient) > 0.0
+    assert np.isfinite(float(jax.grad(lambda w: energy_and_latency(*args[:2], w)[1])(args[2])))
+
+
+def test_jit_vmap_and_eager_agree():
+    step = two_layer_step()
+    chips = [make_chip(shared_kib=kib, shared_banks=1) for kib in (0.2, 0.5, 2.0)]
+    eager = [evaluated(step, chip) for chip in chips]
+    stacked = stack_operations(chips)
+    batched = jax.jit(jax.vmap(lambda chip: evaluated(step, chip)))(stacked)
+    for i, cost in enumerate(eager):
+        for name in ("energy", "latency", "area", "occupancy", "breakdown", "resident", "utilisation"):
+            np.testing.assert_allclose(getattr(batched, name)[i], getattr(cost, name), rtol=2e-5, err_msg=name)
+    np.testing.assert_allclose(batched.dram_energy, [cost.dram_energy for cost in eager], rtol=2e-5)
+
+
+def test_utilisation_by_pass():
+    """One MAC of 256 is used; where compute binds it is busy in every cycle."""
+    step, chip = two_layer_step(), make_chip(resident_fraction=0.0)
+    cost, alone = evaluated(step, chip), stand_alone(step, chip)
+    for index in range(3):
+        ids = np.flatnonzero(step.operation_pass == index)
+        expected = alone.macs[ids].sum() / (256 * alone.cycles[ids].sum())
+        assert float(cost.utilisation[index]) == pytest.approx(float(expected), rel=1e-5)
+    forward_only = make_step(stack_operations([dense(3, 2, "forward")]), [[0, 1, 2]], [6.0, 24.0, 16.0])
+    assert evaluated(forward_only, chip).utilisation[1:].tolist() == [0.0, 0.0]
+
+
+def test_multiplicity_scales_operations():
+    operations = stack_operations([dense(3, 2, "forward")])
+    chip = make_chip()
+    once = evaluated(make_step(operations, [[0, 1, 2]], [6.0, 24.0, 16.0]), chip)
+    thrice = evaluated(make_step(operations, [[0, 1, 2]], [6.0, 24.0, 16.0], multiplicity=[3.0]), chip)
+    assert float(thrice.operation_energy[0]) == pytest.approx(3 * float(once.operation_energy[0]), rel=1e-6)
+    assert float(thrice.latency) == pytest.approx(3 * float(once.latency), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"operand_tensor": []}, "operands for each"),
+        ({"operation_slot": [0, 0]}, "every slot"),
+        ({"operand_tensor": [[0, 1, 2], [0, 1, 3]]}, "tensor ids"),
+        ({"origin": [0, 1, 7]}, "tensor ids"),
+        ({"tensor_elements": [1.0, 0.0, 1.0]}, "one element"),
+        ({"origin": [0, 0, 2]}, "kept copy 1"),
+    ],
+)
+def test_bad_steps_are_refused(change, message):
+    arguments = {
+        "operations": stack_operations([make_operation(N=1)] * 2),
+        "operand_tensor": [[0, 1, 2], [0, 1, 2]],
+        "tensor_elements": [1.0, 1.0, 1.0],
+    }
+    with pytest.raises(ValueError, match=message):
+        make_step(**(arguments | change))
