@@ -54,7 +54,7 @@ def make_mac(
       accumulator_bits: default the operands' widths and 16 bits of growth. A float style brings its own.
 
     Raises:
-      ValueError: an unknown style, widths that are not positive or given for a float style, a slice wider than operands.
+      ValueError: an unknown style, widths not positive or given for a float style, a slice wider than operands.
     """
     if style in FLOAT_STYLES:
         if widths is not None or accumulator_bits is not None:

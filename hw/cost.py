@@ -139,14 +139,14 @@ def violation_names(chip: Chip) -> tuple[str, ...]:
 
 def _reduction(operation: Operation, accumulated: jax.Array) -> jax.Array:
     """Products summed into one element of the accumulated operand (borders of an accumulated input have fewer)."""
-    reduced = jnp.where(jnp.asarray(REDUCED), operation.bounds, jnp.ones_like(operation.bounds)).prod(axis=1)
-    return jnp.where(accumulated, reduced, jnp.zeros_like(reduced)).sum()
+    reduced = jnp.where(REDUCED, operation.bounds[None], 1.0).prod(axis=1)
+    return jnp.where(accumulated, reduced, 0.0).sum()
 
 
 def _reside(accesses: Accesses, resident: jax.Array) -> Accesses:
     """Accesses where a share of each operand starts and ends in level L - 2 instead of DRAM."""
     top, shared = -1, -2
-    kept = accesses.keep[shared]
+    kept = accesses.keep[shared]  # (3,)
     leaving = 1.0 - resident
     # Per instance of the shared level: what DRAM would have served where that level does not keep the operand.
     moved = resident * (1.0 - kept) * accesses.instances[top] / accesses.instances[shared]
@@ -167,17 +167,17 @@ def _traffic(
     accesses: Accesses, accumulated: jax.Array, bits: jax.Array, sum_bits: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Bits read and written per instance, each (L, 3): finished words at stored width, partial sums at theirs."""
-    width = jnp.where(accumulated, sum_bits, bits)
+    width = jnp.where(accumulated, sum_bits, bits)[None]
     partial = accesses.updates - accesses.finals
-    return accesses.reads * width, accesses.fills * width + accesses.finals * bits + partial * sum_bits
+    return accesses.reads * width, accesses.fills * width + accesses.finals * bits[None] + partial * sum_bits
 
 
 def _violation(
     chip: Chip, accesses: Accesses, accumulated: jax.Array, bits: jax.Array, read_bits: jax.Array, sum_bits: jax.Array
 ) -> jax.Array:
     # Counts are whole words on a legal mapping: half a word tells whether a level ever receives partial sums.
-    partial = accumulated & (accesses.updates - accesses.finals > 0.5)
-    footprint = (accesses.footprint * jnp.where(partial, sum_bits, bits)).sum(axis=1)
+    partial = accumulated[None] & (accesses.updates - accesses.finals > 0.5)
+    footprint = (accesses.footprint * jnp.where(partial, sum_bits, bits[None])).sum(axis=1)
     capacity = chip.size_bits.at[-2].multiply(1.0 - chip.resident_fraction)
     used = jnp.concatenate([footprint, accesses.fanout.ravel(), read_bits, sum_bits[None]])
     available = jnp.concatenate(

@@ -47,17 +47,15 @@ def access_energy(level: MemoryLevel, technology: Technology, vdd: jax.Array) ->
     """Energy in joules of one read and one write of a whole port width, shape (2,).
 
     Moving B bits takes B / port_bits accesses: words are packed into the port. Per kind:
-      "sram": k (node/65 nm)**a vdd**2 KiB**c (w0 + w**d) of the bank, read and write alike (their geometric mean),
-        times a factor for a second port.
+      "sram": k (node/65 nm)**a vdd**2 KiB**c (w0 + w**d) of a bank w bits wide, read and write alike (their geometric
+        mean); the periphery counts as some more rows, and a second port adds the share f KiB**g / w**h.
       "register": multiplexers, u w d**2 / (d + d0) for a read of d words of w bits, and (a + b d) w for a write.
       "dram": energy per bit, independent of vdd.
 
     Source: hw/data/memory.yaml (fit to CACTI 7; DRAM kinds), hw/data/logic.yaml (synthesised register files).
     """
     if level.kind == "sram":
-        energy = _sram_energy(level.bank_bits, level.port_bits, technology, vdd)
-        if level.ports == "1R1W":
-            energy *= technology["sram.energy.dual_port"]
+        energy = _sram_energy(level, technology, vdd)
         return jnp.stack([energy, energy])
     if level.kind == "register":
         depth = level.bank_bits / level.port_bits
@@ -71,15 +69,14 @@ def access_energy(level: MemoryLevel, technology: Technology, vdd: jax.Array) ->
 def area(level: MemoryLevel, technology: Technology) -> jax.Array:
     """Area of one instance in m2, all banks, shape (); DRAM is off the chip and counts nothing.
 
-    Per SRAM bank: a (node/65 nm)**n (KiB**c + b w**d sqrt(KiB)), times a factor for a second port.
+    Per SRAM bank: a (node/65 nm)**n (KiB**c + a0 + b w**2), times a factor for a second port.
 
     Source: fit to CACTI 7 (hw/data/memory.yaml); register files: transistors per bit (hw/data/logic.yaml).
     """
     if level.kind == "sram":
-        kib = level.bank_bits / KIB
-        periphery = technology["sram.area.b"] * level.port_bits ** technology["sram.area.width"] * jnp.sqrt(kib)
-        node = (technology.node_nm / 65) ** technology["sram.area.node"]
-        bank = technology["sram.area.a"] * node * (kib ** technology["sram.area.capacity"] + periphery)
+        cells = (level.bank_bits / KIB) ** technology["sram.area.capacity"]
+        periphery = technology["sram.area.periphery"] + technology["sram.area.width"] * level.port_bits**2
+        bank = technology["sram.area.k"] * _node_ratio(technology) ** technology["sram.area.node"] * (cells + periphery)
         return level.banks * bank * (technology["sram.area.dual_port"] if level.ports == "1R1W" else 1.0)
     if level.kind == "register":
         return _register_transistors(level, technology) * technology["logic.area"] * technology["node.area"]
@@ -89,10 +86,14 @@ def area(level: MemoryLevel, technology: Technology) -> jax.Array:
 def leakage_power(level: MemoryLevel, technology: Technology, vdd: jax.Array) -> jax.Array:
     """Leakage of one instance in watts at 300 K, shape (); 0 for DRAM, whose energy per bit includes its background.
 
-    Source: SRAM per bit and transistor type (hw/data/memory.yaml), registers per transistor (hw/data/logic.yaml).
+    Per SRAM bank: l (KiB**c + p) of its transistor type and node, times a factor for a second port.
+
+    Source: fit to CACTI 7 (hw/data/memory.yaml), registers per transistor (hw/data/logic.yaml).
     """
     if level.kind == "sram":
-        return technology["sram.leakage"] * level.size_bits * leakage_scale(technology, vdd, technology["sram.vdd"])
+        kib = (level.bank_bits / KIB) ** technology["sram.leakage.capacity"] + technology["sram.leakage.periphery"]
+        bank = technology["sram.leakage.k"] * kib * leakage_scale(technology, vdd, technology["sram.vdd"])
+        return level.banks * bank * (technology["sram.leakage.dual_port"] if level.ports == "1R1W" else 1.0)
     if level.kind == "register":
         scale = leakage_scale(technology, vdd, technology["supply.vdd"])
         return technology["logic.leakage"] * _register_transistors(level, technology) * scale
@@ -106,11 +107,21 @@ def bits_per_cycle(level: MemoryLevel, technology: Technology, frequency: jax.Ar
     return level.bandwidth_bits
 
 
-def _sram_energy(bank_bits: jax.Array, port_bits: jax.Array, technology: Technology, vdd: jax.Array) -> jax.Array:
-    size = (bank_bits / KIB) ** technology["sram.energy.capacity"]
-    width = technology["sram.energy.width0"] + port_bits ** technology["sram.energy.width"]
-    node = (technology.node_nm / 65) ** technology["sram.energy.node"]
-    return technology["sram.energy.k"] * node * vdd**2 * size * width
+def _sram_energy(level: MemoryLevel, technology: Technology, vdd: jax.Array) -> jax.Array:
+    """Energy of one access to a bank, shape ()."""
+    width = level.port_bits
+    kib = (level.bank_bits + technology["sram.energy.rows"] * width) / KIB
+    scale = technology["sram.energy.k"] * _node_ratio(technology) ** technology["sram.energy.node"] * vdd**2
+    words = technology["sram.energy.width0"] + width ** technology["sram.energy.width"]
+    energy = scale * kib ** technology["sram.energy.capacity"] * words
+    if level.ports == "1RW":
+        return energy
+    growth = kib ** technology["sram.energy.dual_capacity"] / width ** technology["sram.energy.dual_width"]
+    return energy * (1.0 + technology["sram.energy.dual_port"] * growth)
+
+
+def _node_ratio(technology: Technology) -> jax.Array:
+    return technology["node.nm"] / 65.0
 
 
 def _register_transistors(level: MemoryLevel, technology: Technology) -> jax.Array:

@@ -19,7 +19,7 @@ import yaml
 
 from hw.units import UNITS
 
-NODES_NM = (65, 45, 40, 32, 28, 22, 20, 16, 14, 10, 7)
+NODE_RANGE_NM = (7, 65)
 PROCESSES = ("general", "low_power")
 DEVICES = ("hp", "lop", "lstp")
 
@@ -50,7 +50,7 @@ class Technology:
     """
 
     values: dict[str, jax.Array | float]
-    node_nm: int = dataclasses.field(metadata={"static": True})
+    node_nm: float = dataclasses.field(metadata={"static": True})
     process: str = dataclasses.field(metadata={"static": True})
     device: str = dataclasses.field(metadata={"static": True})
     dram: str = dataclasses.field(metadata={"static": True})
@@ -71,22 +71,24 @@ class Technology:
 
 
 def make_technology(
-    node_nm: int = 28, *, process: str = "general", device: str = "lstp", dram: str = "LPDDR4"
+    node_nm: float = 28, *, process: str = "general", device: str = "lstp", dram: str = "LPDDR4"
 ) -> Technology:
     """The constants of one process.
 
     Args:
-      node_nm: feature size, one of `NODES_NM`. SRAM laws are fitted for 65 to 22 nm and extrapolate below.
+      node_nm: feature size, 7 to 65; between tabulated nodes constants are interpolated geometrically. SRAM laws are
+        fitted for 65 to 22 nm and extrapolate below.
       process: "general" (GP, HPC) or "low_power" (LP) logic.
       device: SRAM cell transistors; foundries' cells leak little, hence "lstp".
       dram: external memory, "DDR3" to "HBM3".
 
     Raises:
-      ValueError: an unknown node, process, device or DRAM kind; the message names the nearest known one.
+      ValueError: a node out of range, an unknown process, device or DRAM kind; the message names the nearest known one.
     """
-    if node_nm not in NODES_NM:
-        nearest = min(NODES_NM, key=lambda known: abs(math.log(known / node_nm)) if node_nm > 0 else known)
-        raise ValueError(f"expected node_nm in {NODES_NM}, got {node_nm}; the nearest is {nearest}")
+    smallest, largest = NODE_RANGE_NM
+    if not smallest <= node_nm <= largest:
+        nearest = largest if node_nm > largest else smallest
+        raise ValueError(f"expected node_nm from {smallest} to {largest}, got {node_nm}; the nearest is {nearest}")
     _check("process", process, PROCESSES)
     _check("device", device, DEVICES)
     _check("dram", dram, _tables()["dram.energy"]["options"])
@@ -161,10 +163,11 @@ def leakage_scale(technology: Technology, vdd: jax.Array, nominal_vdd: jax.Array
 
 
 @functools.cache
-def load_constants(node_nm: int, process: str, device: str, dram: str) -> dict[str, Constant]:
+def load_constants(node_nm: float, process: str, device: str, dram: str) -> dict[str, Constant]:
     """All constants of one process, in SI units, by name; read once."""
     choice = {"node": node_nm, "process": process, "device": device, "dram": dram}
-    return {name: _to_si(_select(entry, choice)) for name, entry in _tables().items()}
+    constants = {name: _to_si(_select(entry, choice)) for name, entry in _tables().items()}
+    return constants | {"node.nm": Constant(node_nm, node_nm, node_nm, "1", "feature size in nanometres", "chosen")}
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -201,7 +204,7 @@ def _select(entry: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
 
 def _to_si(entry: dict[str, Any]) -> Constant:
     unit = UNITS[entry["unit"]]
-    bounds = {bound: entry[bound] * unit for bound in ("value", "low", "high")}
+    bounds = {bound: float(entry[bound]) * unit for bound in ("value", "low", "high")}
     return Constant(**bounds, unit=entry["unit"], range=entry["range"], source=entry["source"])
 
 

@@ -5,6 +5,7 @@ from typing import Final
 FJ: Final = 1e-15
 PJ: Final = 1e-12
 MILLIWATT: Final = 1e-3
+UW: Final = 1e-6
 NW: Final = 1e-9
 PS: Final = 1e-12
 NS: Final = 1e-9
@@ -26,7 +27,7 @@ UNITS: Final[dict[str, float]] = {
     "pJ": PJ,
     "pJ/bit": PJ,
     "nW": NW,
-    "nW/bit": NW,
+    "uW": UW,
     "ps": PS,
     "Gbit/s": GBPS,
     "um2": UM2,
