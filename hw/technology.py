@@ -167,7 +167,8 @@ def load_constants(node_nm: float, process: str, device: str, dram: str) -> dict
     """All constants of one process, in SI units, by name; read once."""
     choice = {"node": node_nm, "process": process, "device": device, "dram": dram}
     constants = {name: _to_si(_select(entry, choice)) for name, entry in _tables().items()}
-    return constants | {"node.nm": Constant(node_nm, node_nm, node_nm, "1", "feature size in nanometres", "chosen")}
+    node = float(node_nm)
+    return constants | {"node.nm": Constant(node, node, node, "1", "feature size in nanometres", "chosen")}
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
