@@ -42,8 +42,8 @@ _CURVES = {
 }
 _WIDTH = 5.6  # inches: shown at this size in two columns, at two thirds of it on a phone
 _STYLE: dict[Any, Any] = {
-    "font.size": 10.0,
-    "axes.titlesize": 10.0,
+    "font.size": 11.0,
+    "axes.titlesize": 11.0,
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
     "axes.labelcolor": INK,
@@ -86,7 +86,7 @@ def training_curves(history: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
         "area_mm2", "bits_mean": (t,)}; NaN and None are gaps.
     """
     shown = [name for name in _CURVES if any(name in curves for curves in history.values())]
-    figure, axes = _panels(rows=len(shown), height=0.9 + 1.2 * len(shown), sharex=True)
+    figure, axes = _panels(rows=len(shown), height=0.9 + 1.3 * len(shown), sharex=True)
     for name, ax in zip(shown, axes, strict=True):
         late: list[float] = []
         for method, curves in history.items():
@@ -157,9 +157,9 @@ def bits_per_layer(table: Mapping[str, Mapping[str, float]]) -> Figure:
         if np.isfinite(value):
             color = "#ffffff" if value - low + 0.5 < 0.55 * (high - low + 1.0) else "#000000"
             ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=color)
-    ax.set_xticks(np.arange(4) + 0.5, list(OPERANDS.values()))
-    ax.set_yticks(np.arange(len(table)) + 0.5, [_plain(name) for name in table])
-    ax.set_ylim(len(table), 0)
+    ax.set_xticks(np.arange(4) + 0.5, list(OPERANDS.values()), fontsize=9.5)
+    ax.set_yticks(np.arange(len(table)) + 0.5, [_shortened(name) for name in table])
+    ax.set_ylim(max(len(table), 1), 0)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.grid(False)
@@ -189,7 +189,7 @@ def energy_breakdown(
         ax.set_xlabel(f"energy ({unit})")
         ax.xaxis.set_major_locator(MaxNLocator(3))
     if len(axes):
-        axes[0].set_yticks(range(len(layers)), [_plain(name) for name in layers])
+        axes[0].set_yticks(range(len(layers)), [_shortened(name) for name in layers])
     _legend_below(figure, axes[:1])
     return figure
 
@@ -293,6 +293,11 @@ def _plain(text: str) -> str:
     return str(text).replace("$", r"\$")
 
 
+def _shortened(layer: str) -> str:
+    """The end of a long layer path, which tells layers apart, so that labels leave room for the figure."""
+    return _plain(layer if len(layer) <= 24 else "…" + layer[-23:])
+
+
 def _label(method: str) -> str:
     return _plain(method.replace("_", " "))
 
@@ -377,5 +382,5 @@ def _legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
             entries.setdefault(label, handle)
     if entries:
         longest = max(len(label) for label in entries)
-        columns = max(1, min(len(entries), int(62 / (longest + 5))))
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=9)
+        columns = max(1, min(len(entries), int(60 / (longest + 5))))
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=10)
