@@ -165,8 +165,10 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
     return Examples(examples.images[indices], examples.labels[indices])
 
 
-def stratified_order(labels: np.ndarray) -> np.ndarray:
-    """Indices sorted by label, equal labels in their own order: every k-th of them is a stratified share of 1 / k.
+def stratified_places(labels: np.ndarray) -> np.ndarray:
+    """Place of each example when all are sorted by label, equal labels staying in order.
+
+    Every k-th place is a stratified share of 1 / k, whatever the order of the examples, and no random choice is needed.
 
     Args:
       labels: integers, shape (n,).
@@ -174,15 +176,15 @@ def stratified_order(labels: np.ndarray) -> np.ndarray:
     Returns:
       A permutation of 0 .. n - 1, shape (n,).
     """
-    return np.argsort(labels, kind="stable")
+    return np.argsort(np.argsort(labels, kind="stable"))
 
 
 def load_digits_dataset() -> Dataset:
     """Load the 1797 real handwritten digits, 8 x 8 pixels of 17 grey levels, that ship with scikit-learn.
 
-    The split is fixed and stratified, 1077 / 360 / 360: of the digits sorted by label, each in its original order, the
-    first of every five goes to the test split, the second to validation, the others to training. Networks see pixels in
-    [0, 1]. Digits of one writer occur in all three splits.
+    The split is fixed and stratified, 1077 / 360 / 360: of every five digits in the order of their labels, the first
+    goes to the test split, the second to validation, the others to training. Networks see pixels in [0, 1]. Digits of
+    one writer occur in all three splits.
 
     Returns:
       The dataset, images of shape (n, 8, 8, 1).
@@ -193,9 +195,8 @@ def load_digits_dataset() -> Dataset:
 
     digits = load_digits()
     examples = make_examples("digits", digits.images / 16, digits.target)
-    order = stratified_order(examples.labels)
-    place = np.arange(len(order)) % 5
-    train, validation, test = (take(examples, order[chosen]) for chosen in (place >= 2, place == 1, place == 0))
+    part = stratified_places(examples.labels) % 5
+    train, validation, test = (take(examples, chosen) for chosen in (part >= 2, part == 1, part == 0))
     return make_dataset("digits", train, validation, test, num_classes=10)
 
 

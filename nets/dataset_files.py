@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nets.data import Dataset, Examples, load_digits_dataset, make_dataset, make_examples, stratified_order, take
+from nets.data import Dataset, Examples, load_digits_dataset, make_dataset, make_examples, stratified_places, take
 
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -177,9 +177,8 @@ def _assemble(path: Path, splits: dict[str, Examples], num_classes: int | None, 
     if "validation" in splits:
         validation = splits["validation"]
     else:
-        order = stratified_order(train.labels)
-        is_validation = np.arange(len(order)) % 6 == 0
-        train, validation = take(train, order[~is_validation]), take(train, order[is_validation])
+        is_validation = stratified_places(train.labels) % 6 == 0
+        train, validation = take(train, ~is_validation), take(train, is_validation)
     return make_dataset(str(path), train, validation, splits["test"], num_classes, standardise)
 
 

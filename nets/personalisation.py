@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from nets.data import Dataset, Examples, stratified_order, take
+from nets.data import Dataset, Examples, stratified_places, take
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,14 @@ def make_personalisation(dataset: Dataset, seed: int, samples_per_class: int = 5
             f"expected samples_per_class in 1..{per_class.min() // 2} (half of the rarest class of the test split), "
             f"got {samples_per_class}; change it"
         )
-    order = stratified_order(labels)
-    place_in_class = np.concatenate([np.arange(count) for count in per_class])
-    adapts = place_in_class < samples_per_class
+    first_of_class = np.cumsum(per_class) - per_class
+    adapts = stratified_places(labels) - first_of_class[labels] < samples_per_class
     writer = make_writer(seed)
     written = dataset.from_pixels(write(dataset.to_pixels(dataset.test.images), writer))
     writer_digits = Examples(written, labels)
     return Personalisation(
-        dataset=replace(dataset, test=take(dataset.test, order[~adapts])),
-        adaptation=take(writer_digits, order[adapts]),
-        evaluation=take(writer_digits, order[~adapts]),
+        dataset=replace(dataset, test=take(dataset.test, ~adapts)),
+        adaptation=take(writer_digits, adapts),
+        evaluation=take(writer_digits, ~adapts),
         writer=writer,
     )

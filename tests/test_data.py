@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from nets.data import Examples, batches, load_digits_dataset, make_dataset, make_examples, shift_images, take
+from nets.data import (
+    Examples,
+    batches,
+    load_digits_dataset,
+    make_dataset,
+    make_examples,
+    shift_images,
+    stratified_places,
+    take,
+)
 from nets.dataset_files import load_dataset, load_idx_dataset, load_npz_dataset, read_idx
 from nets.personalisation import Writer, make_personalisation, make_writer, write
 
@@ -68,11 +77,20 @@ def test_digits_are_split_once_and_for_all(digits):
         np.testing.assert_allclose(shares, np.bincount(original.target) / 1797, atol=1 / 360)
         assert examples.images.dtype == np.float32
         assert examples.labels.dtype == np.int32
-    # The first zero of the original set opens the test split, the second the validation split.
+    # The first zero of the original set is in the test split, the second in the validation split.
     first, second = original.images[original.target == 0][:2]
-    np.testing.assert_array_equal(digits.test.images[0, ..., 0] * 16, first)
-    np.testing.assert_array_equal(digits.validation.images[0, ..., 0] * 16, second)
+    np.testing.assert_array_equal(digits.test.images[digits.test.labels == 0][0, ..., 0] * 16, first)
+    np.testing.assert_array_equal(digits.validation.images[digits.validation.labels == 0][0, ..., 0] * 16, second)
     assert digits.input_shape == (8, 8, 1)
+
+
+def test_stratified_places_by_hand():
+    np.testing.assert_array_equal(stratified_places(np.array([2, 0, 1, 0, 2])), [3, 0, 2, 1, 4])
+
+
+def test_the_first_examples_of_a_split_show_every_class(digits):
+    """Splits are not sorted by label: their beginning may serve for calibration."""
+    assert len(set(digits.train.labels[:64].tolist())) == 10
 
 
 def test_batches_depend_on_seed_and_epoch_only(digits):
