@@ -113,6 +113,18 @@ class Chip:
         """Joules of one element operation (an addition, a multiplication, both) of a vector lane, shape ()."""
         return cycle_energy(self.vector, self.technology, self.vdd, self.vector.accumulator_bits)
 
+    def limits(self) -> jax.Array:
+        """What a mapping may use, shape (V,): capacities for tiles (bits), fan-outs, widths; see `limit_names`."""
+        capacity = self.size_bits.at[-2].multiply(1.0 - self.resident_fraction)
+        accumulator = jnp.asarray(self.mac.accumulator_bits, capacity.dtype)[None]
+        return jnp.concatenate([capacity, self.fanout.ravel(), self.mac.widths, accumulator])
+
+    def limit_names(self) -> tuple[str, ...]:
+        """Names of the entries of `limits` and of `Cost.violation`."""
+        capacities = [f"capacity {name}" for name in self.names]
+        fanouts = [f"fan-out {name} {axis}" for name in self.names for axis in AXES]
+        return (*capacities, *fanouts, "first operand width", "second operand width", "accumulator width")
+
     def area(self) -> Area:
         """Area by component."""
         macs = self.num_macs() * mac_area(self.mac, self.technology)

@@ -9,12 +9,17 @@ import numpy as np
 
 from hw.accesses import Accesses, count
 from hw.arithmetic import cycle_energy, partial_sum_bits, product_cycles
-from hw.chip import AXES, Chip
+from hw.chip import Chip
+from hw.explain import cost_html, explain
 from hw.mapping import Mapping
 from hw.operation import Operation
 
 # Loops (G N K C P Q R S) summed over where weights, inputs or outputs are accumulated, shape (3, 8).
 REDUCED = np.array([[0, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0, 1, 1]], dtype=bool)
+
+
+# Names of the entries of `Cost.violation`, as a function of the chip.
+violation_names = Chip.limit_names
 
 
 @jax.tree_util.register_dataclass
@@ -45,6 +50,19 @@ class Cost:
     level_cycles: jax.Array
     macs: jax.Array
     violation: jax.Array
+
+    def explain(self, operation: Operation, mapping: Mapping, chip: Chip) -> str:
+        """Text for people: loop nest, joules by level and operand, what bounds latency, utilisation, misfits, sources.
+
+        Args:
+          operation: the nest that was costed; it, the mapping and the chip are concrete and not batched.
+          mapping: where its loops run.
+          chip: the chip.
+        """
+        return explain(self, operation, mapping, chip)
+
+    def _repr_html_(self) -> str:
+        return cost_html(self)
 
 
 def evaluate(
@@ -130,13 +148,6 @@ def port_cycles(chip: Chip, reads: jax.Array, writes: jax.Array) -> jax.Array:
     return jnp.where(one_port, reads + writes, jnp.maximum(reads, writes)) / chip.bits_per_cycle()
 
 
-def violation_names(chip: Chip) -> tuple[str, ...]:
-    """Names of the entries of `Cost.violation`: capacities, fan-outs, operand widths, accumulator."""
-    capacities = [f"capacity {name}" for name in chip.names]
-    fanouts = [f"fan-out {name} {axis}" for name in chip.names for axis in AXES]
-    return (*capacities, *fanouts, "first operand width", "second operand width", "accumulator width")
-
-
 def _reduction(operation: Operation, accumulated: jax.Array) -> jax.Array:
     """Products summed into one element of the accumulated operand (borders of an accumulated input have fewer)."""
     reduced = jnp.where(REDUCED, operation.bounds[None], 1.0).prod(axis=1)
@@ -178,9 +189,5 @@ def _violation(
     # Counts are whole words on a legal mapping: half a word tells whether a level ever receives partial sums.
     partial = accumulated[None] & (accesses.updates - accesses.finals > 0.5)
     footprint = (accesses.footprint * jnp.where(partial, sum_bits, bits[None])).sum(axis=1)
-    capacity = chip.size_bits.at[-2].multiply(1.0 - chip.resident_fraction)
     used = jnp.concatenate([footprint, accesses.fanout.ravel(), read_bits, sum_bits[None]])
-    available = jnp.concatenate(
-        [capacity, chip.fanout.ravel(), chip.mac.widths, jnp.asarray(chip.mac.accumulator_bits, used.dtype)[None]]
-    )
-    return jnp.maximum(used / available - 1.0, 0.0)
+    return jnp.maximum(used / chip.limits() - 1.0, 0.0)
