@@ -91,7 +91,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of labels with the largest logit: logits (batch, num_classes), integer labels (batch,) -> shape ()."""
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=logits.dtype)
+    return jnp.mean(jax.lax.argmax(logits, logits.ndim - 1, labels.dtype) == labels, dtype=logits.dtype)
 
 
 class Metrics(NamedTuple):

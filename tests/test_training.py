@@ -108,6 +108,20 @@ def test_a_step_follows_the_gradient():
     assert loss_fn(state.params) < metrics.loss
 
 
+# Flax's BatchNorm mixes float64 with float32, so networks with it stay in float32.
+@pytest.mark.parametrize(("name", "dtype"), [("lenet", "float64"), ("resnet8", "float32")])
+def test_a_step_with_x64_enabled_keeps_its_dtypes(name, dtype, x64):
+    forward, params, rest = split_model(make_model(name, SHAPE, 10))
+    params, rest = jax.tree.map(lambda x: x.astype(dtype), (params, rest))
+    images, labels = random_batch(4)
+    images = images.astype(dtype)
+    optimizer = optax.adam(1e-3)
+    state, metrics = make_train_step(forward, optimizer)(
+        TrainState(params, rest, optimizer.init(params)), images, labels, None
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.rest, metrics))} == {jnp.dtype(dtype)}
+
+
 def test_evaluation_in_uneven_batches_is_the_mean_over_the_split():
     dataset = load_digits_dataset()
     forward, params, rest = split_model(make_model("mlp", SHAPE, 10))
