@@ -34,7 +34,7 @@ OPERANDS = {
 }
 _CURVES = {
     "loss": "training\nloss",
-    "accuracy": "validation\naccuracy (%)",
+    "validation_accuracy": "validation\naccuracy (%)",
     "energy_uj": "energy of\na step (µJ)",
     "latency_ms": "latency of\na step (ms)",
     "area_mm2": "chip area\n(mm²)",
@@ -82,8 +82,8 @@ def training_curves(history: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     The accuracy panel starts where the last two thirds of training do, so that methods can be told apart.
 
     Args:
-      history: method -> {"epoch": (t,), and any of "loss", "accuracy" (fraction), "energy_uj", "latency_ms",
-        "area_mm2", "bits_mean": (t,)}; NaN and None are gaps.
+      history: method -> {"epoch": (t,), and any of "loss", "validation_accuracy" (fraction), "energy_uj",
+        "latency_ms", "area_mm2", "bits_mean": (t,)}; NaN and None are gaps.
     """
     shown = [name for name in _CURVES if any(name in curves for curves in history.values())]
     figure, axes = _panels(rows=len(shown), height=0.9 + 1.3 * len(shown), sharex=True)
@@ -91,10 +91,10 @@ def training_curves(history: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
         late: list[float] = []
         for method, curves in history.items():
             if name in curves:
-                values = np.asarray(curves[name], float) * (100.0 if name == "accuracy" else 1.0)
+                values = np.asarray(curves[name], float) * (100.0 if name == "validation_accuracy" else 1.0)
                 late.extend(values[len(values) // 3 :])
                 ax.plot(np.asarray(curves["epoch"], float), values, color=_method_color(method), label=_label(method))
-        if name == "accuracy" and np.isfinite(late).any():
+        if name == "validation_accuracy" and np.isfinite(late).any():
             ax.set_ylim(bottom=np.nanmin(late) - 1.0)
         else:
             _scale_axis(ax, "y", ax.dataLim.intervaly)

@@ -127,13 +127,21 @@ def write_report(directory: Path) -> Path:
 
 
 def history_from_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:
-    """Curves for `plots.training_curves`: the numbers of all records that name a "method" and an "epoch"."""
+    """Curves for `plots.training_curves`: the numbers of all records that name a "method" and an "epoch".
+
+    Where the epochs of a method start again, as for several tries, a gap parts the curves.
+    """
     history: dict[str, dict[str, list[Any]]] = {}
     epochs = [record for record in records if "method" in record and "epoch" in record]
     for method in dict.fromkeys(str(record["method"]) for record in epochs):
         mine = [record for record in epochs if record["method"] == method]
-        keys = dict.fromkeys(key for record in mine for key in record if key not in ("method", "step"))
-        history[method] = {key: [record.get(key) for record in mine] for key in keys}
+        rows = []
+        for before, record in zip([None, *mine], mine, strict=False):
+            if before is not None and record["epoch"] <= before["epoch"]:
+                rows.append({"epoch": record["epoch"]})
+            rows.append(record)
+        keys = dict.fromkeys(key for row in rows for key in row if key not in ("method", "step"))
+        history[method] = {key: [row.get(key) for row in rows] for key in keys}
     return history
 
 

@@ -19,7 +19,7 @@ DATA = {
             "joint": {
                 "epoch": [1, 2, 3],
                 "loss": [2.0, 0.5, 0.1],
-                "accuracy": [0.5, None, 0.97],
+                "validation_accuracy": [0.5, None, 0.9],
                 "energy_uj": [9, 7, 5],
             },
             "mine_2": {"epoch": [1, 2], "loss": [2.0, float("nan")]},
@@ -216,10 +216,11 @@ def test_history_collects_epochs_by_method():
         {"step": 2, "method": "b", "epoch": 1, "loss": 2.0},
         {"step": 3, "method": "a", "epoch": 2, "loss": 1.0, "accuracy": 0.5},
         {"step": 4, "method": "a", "loss": 9.0},
+        {"step": 5, "method": "b", "epoch": 1, "loss": 4.0},  # another try
     ]
     assert report.history_from_metrics(records) == {
         "a": {"epoch": [1, 2], "loss": [3.0, 1.0], "accuracy": [None, 0.5]},
-        "b": {"epoch": [1], "loss": [2.0]},
+        "b": {"epoch": [1, 1, 1], "loss": [2.0, None, 4.0]},
     }
 
 
