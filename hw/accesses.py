@@ -5,6 +5,7 @@ mapping; batch them with `jax.vmap`. Factors may be real-valued: a loop is then 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,19 +65,19 @@ def count(operation: Operation, mapping: Mapping) -> Accesses:
     Source: the conventions are those of Timeloop (Parashar et al., ISPASS 2019), rederived and checked point by point.
     """
     fan_out = jnp.prod(mapping.spatial, axis=1)
-    footprint, entering, first_entering = _tile_traffic(operation, mapping, fan_out)
-    accessed = _accesses_from_below(operation, mapping, fan_out, entering)
+    traffic = _tile_traffic(operation, mapping, fan_out)
+    accessed = _accesses_from_below(operation, mapping, fan_out, traffic.entering)
 
     top = jnp.arange(mapping.num_levels)[:, None] == mapping.num_levels - 1
     summed = jnp.where(operation.accumulated[None] > 0.5, mapping.keep, 0.0)
     read_only = mapping.keep - summed
     copies = jnp.prod(jnp.where(RELEVANT[None], 1.0, _above(fan_out)[:, None]), axis=-1)
     return Accesses(
-        reads=read_only * accessed + summed * (accessed - first_entering),
-        fills=jnp.where(top, 0.0, read_only * entering + summed * (entering - first_entering)),
+        reads=read_only * accessed + summed * (accessed - traffic.first_touched),
+        fills=jnp.where(top, 0.0, read_only * traffic.entering + summed * (traffic.entering - traffic.first_entering)),
         updates=summed * accessed,
-        finals=summed * first_entering * (1.0 - _present(copies)),
-        footprint=mapping.keep * footprint,
+        finals=summed * traffic.first_touched * (1.0 - _present(copies)),
+        footprint=mapping.keep * traffic.footprint,
         keep=mapping.keep,
         fanout=mapping.fan_out_used(),
         instances=jnp.prod(_above(fan_out), axis=-1),
@@ -85,57 +86,92 @@ def count(operation: Operation, mapping: Mapping) -> Accesses:
     )
 
 
-def _tile_traffic(operation: Operation, mapping: Mapping, fan_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Words of one tile, words that enter one instance, and those of its first visit to each tile, each (L, 3)."""
+class _Traffic(NamedTuple):
+    """Words of one instance, each (L, 3): its tile, all that enter, those of first visits, and those then touched."""
+
+    footprint: jax.Array
+    entering: jax.Array
+    first_entering: jax.Array
+    first_touched: jax.Array
+
+
+def _tile_traffic(operation: Operation, mapping: Mapping, fan_out: jax.Array) -> _Traffic:
     tiles = jnp.minimum(mapping.tiles(), operation.bounds[None])
     exists = operation.bounds[None] / (tiles * _above(mapping.temporal * fan_out))  # 1 if factors divide the bounds
     steps = mapping.tiles() / mapping.temporal
     loops = [_level_loops(t, o) for t, o in zip(mapping.temporal, mapping.order, strict=True)]
-    footprint, entering, first_entering = [], [], []
+    below = jnp.ones_like(tiles[0])
+    levels = []
     for l, tile in enumerate(tiles):
         extents = _extents(operation, tile)
-        words = _product(_BOXED, tile) * jnp.where(_INPUTS, jnp.prod(extents), 1.0)
-        credit = [_halo_credit(operation, extents, t, s) for t, s in zip(mapping.temporal, steps, strict=True)]
-        visits, first_visits = _visits(loops[l + 1 :], credit[l + 1 :], words)
-        words_moved = words * _product(RELEVANT, exists[l])
-        footprint.append(words)
-        entering.append(words_moved * visits)
-        first_entering.append(words_moved * first_visits)
-    return jnp.stack(footprint), jnp.stack(entering), jnp.stack(first_entering)
+        pattern = _pattern(operation, tile, below)
+        below = jnp.where(mapping.keep[l, 1] > 0.5, tile, below)
+        boxed = _product(_BOXED, tile)
+        runs, touched_runs = [], []
+        for factors, step in zip(mapping.temporal[l + 1 :], steps[l + 1 :], strict=True):
+            offset = jnp.stack([operation.stride * step[_OUTPUTS], operation.dilation * step[_TAPS]])
+            n = factors[_OUTPUTS.start :].reshape(2, 2)
+            entered = extents[None] + (n - 1.0) * jnp.minimum(offset, extents[None])
+            runs.append(_runs(factors, extents, entered))
+            touched = pattern.touched[None] + (n - 1.0) * pattern.last(offset)
+            touched_runs.append(_runs(factors, pattern.touched, touched))
+        visits, first_entering = _visits(loops[l + 1 :], runs, extents)
+        _, first_touched = _visits(loops[l + 1 :], touched_runs, pattern.touched)
+        boxed_moved = boxed * _product(RELEVANT, exists[l])
+        levels.append(
+            _Traffic(
+                boxed * jnp.where(_INPUTS, jnp.prod(extents), 1.0),
+                boxed_moved * visits,
+                boxed_moved * first_entering,
+                boxed_moved * first_touched,
+            )
+        )
+    return _Traffic(*(jnp.stack(column) for column in zip(*levels, strict=True)))
 
 
-def _visits(loops: list, credit: list, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _visits(loops: list, runs: list, extents: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Tiles that enter, and first visits among them, seen from below the given levels (innermost first), each (3,).
 
     Walks outwards: loops that do not move an operand cost nothing until one that does has been met; the first one that
     moves the inputs lets neighbouring windows share their halo.
     """
-    waiting, inside = jnp.ones_like(like), jnp.ones_like(like)
-    visits, first_share = jnp.zeros_like(like), jnp.zeros_like(like)
-    for m, (level, shared) in enumerate(zip(loops, credit, strict=True)):
-        met = jnp.sum(level.first * jnp.where(_INPUTS[:, None], shared[None], 1.0), axis=-1)
-        outside = jnp.ones_like(like[0])
-        for outer in loops[m + 1 :]:
-            outside = outside * outer.cycles
-        visits = visits + waiting * inside * met * level.entered * outside
-        first_share = first_share + waiting * met
+    window = jnp.where(_INPUTS, jnp.prod(extents), 1.0)
+    waiting, inside = jnp.ones_like(window), jnp.ones_like(window)
+    visits, first = jnp.zeros_like(window), jnp.zeros_like(window)
+    relevant_outside = [jnp.ones_like(window)]
+    cycles_outside = [jnp.ones_like(window[0])]
+    for level in loops[:0:-1]:
+        relevant_outside.insert(0, relevant_outside[0] * level.relevant)
+        cycles_outside.insert(0, cycles_outside[0] * level.cycles)
+    for m, (level, run) in enumerate(zip(loops, runs, strict=True)):
+        words = jnp.where(_INPUTS[:, None], run[None], level.factors[None])
+        met = level.first * words
+        others = level.entered[:, None] / level.factors[None]
+        visits = visits + waiting * inside * cycles_outside[m] * jnp.sum(met * others, axis=-1)
+        others = level.relevant[:, None] / level.factors[None]
+        first = first + waiting * inside * relevant_outside[m] * jnp.sum(met * others, axis=-1)
         waiting = waiting * (1.0 - jnp.sum(level.first, axis=-1))
         inside = inside * level.relevant
-    return visits + waiting * inside, inside * (first_share + waiting)
+    return visits + waiting * inside * window, first + waiting * inside * window
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _LevelLoops:
+def _runs(factors: jax.Array, tile: jax.Array, slid: jax.Array) -> jax.Array:
+    """Input words that enter over the run of each loop when it is the one that gets the credit, shape (8,)."""
+    return jnp.concatenate([factors[: _OUTPUTS.start] * jnp.prod(tile), (slid * tile[::-1][None]).ravel()])
+
+
+class _LevelLoops(NamedTuple):
     """The temporal loops of one level as each operand sees them.
 
     Attributes:
+      factors: iterations, shape (8,).
       first: 1 at the innermost loop that moves the operand, shape (3, 8).
       entered: iterations, without the loops inside of that one, shape (3,).
       relevant: iterations of the loops that move the operand, shape (3,).
       cycles: all iterations, shape ().
     """
 
+    factors: jax.Array
     first: jax.Array
     entered: jax.Array
     relevant: jax.Array
@@ -148,6 +184,7 @@ def _level_loops(factors: jax.Array, rank: jax.Array) -> _LevelLoops:
     still = jnp.prod(jnp.where(is_inside[None], 1.0 - moving[:, None, :], 1.0), axis=-1)
     repeats = jnp.where(RELEVANT, factors[None], 1.0 + (1.0 - still) * (factors[None] - 1.0))
     return _LevelLoops(
+        factors=factors,
         first=moving * still,
         entered=jnp.prod(repeats, axis=-1),
         relevant=_product(RELEVANT, factors),
@@ -155,13 +192,31 @@ def _level_loops(factors: jax.Array, rank: jax.Array) -> _LevelLoops:
     )
 
 
-def _halo_credit(operation: Operation, extents: jax.Array, factors: jax.Array, steps: jax.Array) -> jax.Array:
-    """Share of the input tiles that enters when a loop slides the window and the overlap stays in place, shape (8,)."""
-    offset = jnp.concatenate([operation.stride * steps[_OUTPUTS], operation.dilation * steps[_TAPS]])
-    new = jnp.minimum(1.0, offset / jnp.concatenate([extents, extents]))
-    slides = factors[_OUTPUTS.start :]
-    share = (1.0 + (slides - 1.0) * new) / slides
-    return jnp.concatenate([jnp.ones_like(factors[: _OUTPUTS.start]), share])
+class _Pattern(NamedTuple):
+    """Inputs that products touch along width and height, each (2,): runs of `run` words, one every `period`."""
+
+    run: jax.Array
+    period: jax.Array
+    touched: jax.Array
+
+    def last(self, words: jax.Array) -> jax.Array:
+        """Touched words among the last `words` of the box."""
+        run, period = jnp.minimum(self.run, self.period)[None], self.period[None]
+        whole = jnp.floor(words / period)
+        return jnp.minimum(self.touched[None], whole * run + jnp.minimum(run, words - whole * period))
+
+
+def _pattern(operation: Operation, tile: jax.Array, below: jax.Array) -> _Pattern:
+    """What the boxes of the tiles `below` cover within a tile; exact unless stride and dilation both exceed one."""
+    m, n = tile[_OUTPUTS] / below[_OUTPUTS], tile[_TAPS] / below[_TAPS]
+    a, b = operation.stride * below[_OUTPUTS], operation.dilation * below[_TAPS]
+
+    def slide(extent: jax.Array, number: jax.Array, step: jax.Array) -> jax.Array:
+        return extent + (number - 1.0) * jnp.minimum(step, extent)
+
+    run = slide(_extents(operation, below), jnp.where(a < b, m, n), jnp.minimum(a, b))
+    period = jnp.maximum(a, b)
+    return _Pattern(run, period, slide(run, jnp.where(a < b, n, m), period))
 
 
 def _accesses_from_below(operation: Operation, mapping: Mapping, fan_out: jax.Array, entering: jax.Array) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Plain Python that executes what the closed forms of `hw` predict."""
