@@ -17,8 +17,9 @@ help:
 
 setup: .venv/installed
 
+# A run never overwrites another: from the second time on, the directory carries the time.
 demo: setup
-	$(python) -m codesign run --out runs/demo
+	$(python) -m codesign run --out "$$(test -e runs/demo && date +runs/demo-%Y%m%d-%H%M%S || echo runs/demo)"
 
 test: setup
 	$(python) -m pytest
