@@ -1,0 +1,139 @@
+"""The chip as something to optimise: unconstrained numbers on one side, a buildable chip on the other.
+
+Every free quantity moves on a logarithmic (or linear) scale between its bounds through a logistic, and is rounded to its grain
+in the forward pass, straight through. So every iterate that is costed is already buildable, and legalising has nothing to round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping as MappingABC
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hw.chip import Chip
+from hw.units import BYTE, KIB
+
+Design = dict[str, jax.Array]  # variable name -> unconstrained (), or (c,) for a stack of chips
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One free quantity: bounds in its own unit, the grain it is built in, and whether it moves on a log scale."""
+
+    low: float
+    high: float
+    grain: float
+    unit: str = ""
+    logarithmic: bool = True
+
+    def value(self, raw: jax.Array) -> jax.Array:
+        """Physical value of an unconstrained number, on the grain, straight-through."""
+        share = jax.nn.sigmoid(raw)
+        if self.logarithmic:
+            smooth = self.low * jnp.exp(share * float(np.log(self.high / self.low)))
+        else:
+            smooth = self.low + share * (self.high - self.low)
+        built = jnp.round(smooth / self.grain) * self.grain
+        return smooth + jax.lax.stop_gradient(jnp.clip(built, self.low, self.high) - smooth)
+
+    def raw(self, value: float) -> jax.Array:
+        """Unconstrained number of a physical value; values at a bound are moved a hundredth of the range inside."""
+        if not self.low <= value <= self.high:
+            raise ValueError(f"expected a value in [{self.low}, {self.high}] {self.unit}, got {value}; widen the range")
+        span = np.log(self.high / self.low) if self.logarithmic else self.high - self.low
+        share = (np.log(value / self.low) if self.logarithmic else value - self.low) / span
+        share = np.clip(share, 0.01, 0.99)
+        return jnp.asarray(np.log(share / (1 - share)), jnp.float32)
+
+
+DEFAULT_VARIABLES: dict[str, Variable] = {
+    "rows": Variable(2, 64, 1),
+    "columns": Variable(2, 64, 1),
+    "register_bytes": Variable(8, 256, 4, "bytes"),
+    "local_kib": Variable(1, 256, 1, "KiB"),
+    "shared_kib": Variable(8, 2048, 8, "KiB"),
+    "local_bandwidth_bits": Variable(32, 4096, 32, "bits/cycle"),
+    "shared_bandwidth_bits": Variable(32, 2048, 32, "bits/cycle"),
+    "vdd": Variable(0.5, 1.0, 0.01, "V", logarithmic=False),
+    "resident_fraction": Variable(1 / 16, 15 / 16, 1 / 16, logarithmic=False),
+}
+
+
+@dataclass(frozen=True)
+class DesignSpace:
+    """Which quantities of a base chip are free, and between what bounds.
+
+    Attributes:
+      base: the chip whose other numbers stay as they are; 4 levels (register, local SRAM, shared SRAM, DRAM).
+      variables: the free quantities; static.
+    """
+
+    base: Chip
+    variables: MappingABC[str, Variable]
+
+    def initial(self) -> Design:
+        """The unconstrained design of the base chip itself."""
+        values = physical_values(self.base)
+        return {name: variable.raw(values[name]) for name, variable in self.variables.items()}
+
+    def chip(self, design: Design) -> Chip:
+        """The buildable chip of a design, differentiable straight through its grains."""
+        return with_values(self.base, {name: self.variables[name].value(raw) for name, raw in design.items()})
+
+    def neighbours(self, design: Design, step: float = 0.25) -> Chip:
+        """The chip itself and, stacked behind it, the chips one step larger in each quantity that bounds a mapping.
+
+        A step is at least one grain: `step` is the relative growth. What limits mappings are array size and capacities.
+        """
+        values = {name: self.variables[name].value(raw) for name, raw in design.items()}
+        chips = [with_values(self.base, values)]
+        for name in ("rows", "columns", "register_bytes", "local_kib", "shared_kib"):
+            if name in values:
+                variable = self.variables[name]
+                larger = jnp.ceil(values[name] * (1 + step) / variable.grain) * variable.grain
+                chips.append(with_values(self.base, values | {name: jnp.minimum(larger, variable.high)}))
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *chips)
+
+    def random(self, key: jax.Array) -> Design:
+        """A design drawn uniformly on each quantity's own scale."""
+        shares = jax.random.uniform(key, (len(self.variables),), minval=0.02, maxval=0.98)
+        return {name: jax.scipy.special.logit(share) for name, share in zip(self.variables, shares, strict=True)}
+
+
+def physical_values(chip: Chip) -> dict[str, float]:
+    """The quantities that a design can free, as a concrete chip has them, in the units of `DEFAULT_VARIABLES`."""
+    size = np.asarray(chip.size_bits, np.float64)
+    bandwidth = np.asarray(chip.bandwidth_bits, np.float64)
+    columns, rows = np.asarray(chip.fanout, np.float64)[chip.array_level]
+    return {
+        "rows": float(rows),
+        "columns": float(columns),
+        "register_bytes": float(size[0] / BYTE),
+        "local_kib": float(size[1] / KIB),
+        "shared_kib": float(size[2] / KIB),
+        "local_bandwidth_bits": float(bandwidth[1]),
+        "shared_bandwidth_bits": float(bandwidth[2]),
+        "vdd": float(chip.vdd),
+        "resident_fraction": float(chip.resident_fraction),
+    }
+
+
+def with_values(chip: Chip, values: MappingABC[str, jax.Array]) -> Chip:
+    """The chip with some of its quantities replaced; values in the units of `DEFAULT_VARIABLES`, traced or concrete."""
+    size, bandwidth, fanout = chip.size_bits, chip.bandwidth_bits, chip.fanout
+    scale = {"register_bytes": (0, BYTE), "local_kib": (1, KIB), "shared_kib": (2, KIB)}
+    for name, (level, bits) in scale.items():
+        if name in values:
+            size = size.at[level].set(values[name] * bits)
+    for name, level in {"local_bandwidth_bits": 1, "shared_bandwidth_bits": 2}.items():
+        if name in values:
+            bandwidth = bandwidth.at[level].set(values[name])
+    for name, axis in {"columns": 0, "rows": 1}.items():
+        if name in values:
+            fanout = fanout.at[chip.array_level, axis].set(values[name])
+    direct = {name: jnp.asarray(values[name]) for name in ("vdd", "resident_fraction") if name in values}
+    return dataclasses.replace(chip, size_bits=size, bandwidth_bits=bandwidth, fanout=fanout, **direct)

@@ -1,0 +1,104 @@
+"""What is minimised and what must hold: EDP through the best mappings, and budgets by an augmented Lagrangian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingABC
+
+import jax
+import jax.numpy as jnp
+
+from hw.accesses import Accesses
+from hw.chip import Chip
+from hw.cost import Cost, price
+from hw.schedule import Step, StepCost, join, residency
+
+BUDGETS = ("area", "latency", "energy", "power")  # fields of StepCost, SI units
+
+_TEMPERATURE = 0.05  # of the soft minimum over candidates, in nats of score
+_ILLEGAL = 100.0
+
+
+def step_cost(
+    chip: Chip,
+    step: Step,
+    operation_bits: jax.Array,
+    tensor_bits: jax.Array,
+    accesses: Accesses,
+    prices: jax.Array,
+    density: jax.Array | None = None,
+) -> StepCost:
+    """Cost of a step whose operations each run under the best of their candidate mappings.
+
+    The value is that of the best legal candidate. The gradient is that of the soft minimum over all of them (envelope
+    theorem: the weights are constants), in which a candidate that does not fit is inflated by its violation, so that the
+    chip feels what it would gain by growing into it.
+
+    Args:
+      operation_bits, tensor_bits: (n, 3), (m,), widths of operands and tensors.
+      accesses: exact counts of the candidates, leading axes (n, K).
+      prices: (2,), of a joule and of a second, which rank candidates; see `codesign.mapper.score`.
+      density: (n, 2), see `hw.cost.price`; by default nothing is skipped.
+    """
+    density = full_density(operation_bits) if density is None else density
+    rho = residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
+    over_candidates = jax.vmap(price, (None, None, 0, None, None, None))
+    costs = jax.vmap(over_candidates, (None, 0, 0, 0, 0, 0))(
+        chip, step.operations, accesses, operation_bits, density, rho[step.operand_tensor]
+    )
+    return join(chip, step, soft_minimum(costs, prices), rho, tensor_bits)
+
+
+def full_density(operation_bits: jax.Array) -> jax.Array:
+    """Density (n, 2) of a chip that skips nothing."""
+    return jnp.ones((*operation_bits.shape[:-1], 2), operation_bits.dtype)
+
+
+def soft_minimum(costs: Cost, prices: jax.Array) -> Cost:
+    """Best legal candidate of each operation, (n, K) -> (n,), with the gradient of the soft minimum over K."""
+    violation = jnp.sum(costs.violation, axis=-1)
+    inflation = 1.0 + violation
+    scores = jnp.log(prices[0] * costs.energy + prices[1] * costs.latency) + jnp.log(inflation)
+    weights = jax.nn.softmax(-scores / _TEMPERATURE, axis=-1)
+    best = jnp.argmin(scores + _ILLEGAL * (violation > 0), axis=-1)
+    one_hot = jax.nn.one_hot(best, scores.shape[-1], dtype=scores.dtype)
+    weights, one_hot = jax.lax.stop_gradient((weights, one_hot))
+
+    def reduce(field: jax.Array, inflated: bool) -> jax.Array:
+        extra = range(2, field.ndim)
+        values = field * jnp.expand_dims(inflation, extra) if inflated else field
+        soft = jnp.sum(values * jnp.expand_dims(weights, extra), axis=1)
+        hard = jnp.sum(values * jnp.expand_dims(one_hot, extra), axis=1)
+        return soft + jax.lax.stop_gradient(hard - soft)
+
+    priced = {"energy", "latency", "mac_energy", "access_energy", "control_energy"}
+    return Cost(**{name: reduce(value, name in priced) for name, value in vars(costs).items()})
+
+
+def next_prices(cost: StepCost) -> jax.Array:
+    """Prices (2,) of a joule and a second for log EDP: 1/E, and 1/T plus the leakage that a second costs."""
+    leakage_power = cost.leakage_energy / cost.latency
+    return jax.lax.stop_gradient(jnp.stack([1.0 / cost.energy, 1.0 / cost.latency + leakage_power / cost.energy]))
+
+
+def excesses(cost: StepCost, budgets: MappingABC[str, float]) -> dict[str, jax.Array]:
+    """log(metric / budget) of every budgeted metric; positive where it is exceeded."""
+    return {name: jnp.log(getattr(cost, name)) - jnp.log(limit) for name, limit in budgets.items()}
+
+
+def augmented_lagrangian(excess: jax.Array, multiplier: jax.Array, stiffness: float) -> jax.Array:
+    """Penalty of the constraint excess <= 0 at the present multiplier (Powell-Hestenes-Rockafellar form)."""
+    active = jax.nn.relu(multiplier + stiffness * excess)
+    return (active**2 - multiplier**2) / (2.0 * stiffness)
+
+
+def next_multiplier(excess: jax.Array, multiplier: jax.Array, rate: float) -> jax.Array:
+    """Dual ascent, never below zero."""
+    return jax.nn.relu(multiplier + rate * jax.lax.stop_gradient(excess))
+
+
+def bit_operations(step: Step, operation_bits: jax.Array) -> jax.Array:
+    """Bit operations of a step: MACs times the widths of the two operands read, summed over operations."""
+    read = 1.0 - step.operations.accumulated
+    width_product = jnp.prod(jnp.where(read > 0, operation_bits, 1.0), axis=-1)
+    macs = jnp.prod(step.operations.bounds, axis=-1)
+    return jnp.sum(macs * width_product * step.multiplicity)
