@@ -76,8 +76,8 @@ def make_technology(
     """The constants of one process.
 
     Args:
-      node_nm: feature size, 7 to 65; between tabulated nodes constants are interpolated geometrically. SRAM laws are
-        fitted for 65 to 22 nm and extrapolate below.
+      node_nm: feature size, 7 to 65; between tabulated nodes constants are interpolated geometrically. beyond
+        them the nearest holds. SRAM laws are fitted for 65 to 22 nm and extrapolate below.
       process: "general" (GP, HPC) or "low_power" (LP) logic.
       device: SRAM cell transistors; foundries' cells leak little, hence "lstp".
       dram: external memory, "DDR3" to "HBM3".
@@ -188,14 +188,17 @@ def _tables() -> dict[str, dict[str, Any]]:
 
 
 def _select(entry: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
-    """Follows "by" to the options of this process; between nodes interpolates geometrically in log(node)."""
+    """Follows "by" to the options of this process.
+
+    Between tabulated nodes the value is interpolated geometrically in log(node); beyond them the nearest holds.
+    """
     if "by" not in entry:
         return entry
     axis, options = entry["by"], entry["options"]
     common = {key: text for key, text in entry.items() if key not in ("by", "options")}
-    if axis != "node" or choice["node"] in options:
-        return _select(common | options[choice[axis]], choice)
-    node = choice["node"]
+    node = min(max(choice["node"], min(options)), max(options)) if axis == "node" else choice[axis]
+    if node in options:
+        return _select(common | options[node], choice)
     above = min(known for known in options if known > node)
     below = max(known for known in options if known < node)
     share = math.log(node / below) / math.log(above / below)
