@@ -1,8 +1,31 @@
 """Models and the arithmetic they train with: products found in any JAX function, and their quantised twins."""
 
 from nets.jaxpr import Equation, Product, Program, Value, find_products, flatten, interpret
+from nets.noise import NoiseModel, measure_noise, no_noise
+from nets.precision import FLOAT, LayerRule, Precision, PrecisionRules, QuantState, freeze, init_precision, unfreeze
+from nets.transform import quantize
 
 # Another distribution may ship an import package of this name and overwrite it silently: `codesign` checks this marker.
 __distribution__ = "jax-codesign"
 
-__all__ = ["Equation", "Product", "Program", "Value", "find_products", "flatten", "interpret"]
+__all__ = [
+    "FLOAT",
+    "Equation",
+    "LayerRule",
+    "NoiseModel",
+    "Precision",
+    "PrecisionRules",
+    "Product",
+    "Program",
+    "QuantState",
+    "Value",
+    "find_products",
+    "flatten",
+    "freeze",
+    "init_precision",
+    "interpret",
+    "measure_noise",
+    "no_noise",
+    "quantize",
+    "unfreeze",
+]

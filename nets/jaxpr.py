@@ -32,6 +32,7 @@ class Value:
       dtype: its dtype.
       path: None if it depends on data, that is on any argument but the first. Otherwise the path of the parameter it is
         computed from, such as "conv1/kernel" (of several, that of the largest input), or "" if it is a constant.
+      trained: whether it depends on a parameter, possibly among others.
       producer: index of the latest product it depends on, None if there is none.
       constant: the array itself if the program closes over it, else None.
     """
@@ -39,6 +40,7 @@ class Value:
     shape: tuple[int, ...]
     dtype: Any
     path: str | None = None
+    trained: bool = False
     producer: int | None = None
     constant: Any = None
 
@@ -59,7 +61,9 @@ class Product:
       kind: "dot" (`dot_general`) or "conv" (`conv_general_dilated`).
       param_path: path of the parameter on its weights side, None if it has none.
       weights_operand: 0 if lhs is the weights side, 1 if rhs is (also where no operand comes from a parameter).
+      needs_input_grad: whether its inputs depend on a parameter, so that training has to pass the error on to them.
       lhs_shape, rhs_shape, out_shape: shapes of its operands and its result.
+      dtype: dtype of its result.
       params: the primitive's parameters: dimension numbers, strides, padding, dilation, groups, precision.
     """
 
@@ -67,9 +71,11 @@ class Product:
     kind: str
     param_path: str | None
     weights_operand: int
+    needs_input_grad: bool
     lhs_shape: tuple[int, ...]
     rhs_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    dtype: Any
     params: Mapping[str, Any] = field(hash=False)
 
 
@@ -145,9 +151,9 @@ def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False) ->
       ValueError: if a product sits inside a primitive that cannot be entered, such as `scan` or `cond`.
     """
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
-    paths = [_path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = parameter_paths(params)
     variables = closed.jaxpr.invars
-    parameters = [_value(variable, path) for variable, path in zip(variables, paths, strict=False)]
+    parameters = [_value(variable, path, trained=True) for variable, path in zip(variables, paths, strict=False)]
     arguments = [_value(variable) for variable in variables[len(paths) :]]
     flattener = _Flattener(enter_calls)
     outputs, equations = flattener.inline(closed, parameters + arguments)
@@ -155,6 +161,11 @@ def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False) ->
     return Program(
         tuple(parameters), tuple(arguments), tuple(outputs), tree, tuple(equations), tuple(flattener.products)
     )
+
+
+def parameter_paths(params: Any) -> tuple[str, ...]:
+    """Paths such as "conv1/kernel" of the leaves of a pytree of parameters, in the order of `jax.tree.leaves`."""
+    return tuple(_path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
 def find_products(fn: Callable, params: Any, *args: Any) -> tuple[Product, ...]:
@@ -172,17 +183,19 @@ def find_products(fn: Callable, params: Any, *args: Any) -> tuple[Product, ...]:
     return flatten(fn, params, *args).products
 
 
-def interpret(fn: Callable, on_product: Callable) -> Callable:
+def interpret(fn: Callable, on_product: Callable, keep_checkpoints: bool = True) -> Callable:
     """`fn` with its products evaluated by a callback.
 
     Args:
       fn: function of `(params, *args)`, as for `flatten`.
       on_product: called as `on_product(index, product, lhs, rhs, default_fn)` for every product in order of execution;
         returns its result, in the shape and dtype of `default_fn(lhs, rhs)`, which evaluates the product as it stands.
+      keep_checkpoints: evaluate regions under `jax.checkpoint` under it again. Without, `on_product` may keep what it
+        sees, and everything is saved for the backward pass.
 
     Returns:
       A function of the same arguments with the same result. It works under `jit`, `grad` and `vmap`; calls without
-      products keep their differentiation rules, and regions under `jax.checkpoint` are still recomputed.
+      products keep their differentiation rules.
 
     Raises:
       ValueError: as `flatten`, when called.
@@ -191,7 +204,8 @@ def interpret(fn: Callable, on_product: Callable) -> Callable:
     def interpreted(params: Any, *args: Any) -> Any:
         program = flatten(fn, params, *args)
         env = dict(zip(program.parameters + program.arguments, jax.tree.leaves((params, args)), strict=True))
-        _evaluate(program.equations, program.products, on_product, env)
+        equations = program.equations if keep_checkpoints else tuple(program.walk())
+        _evaluate(equations, program.products, on_product, env)
         return jax.tree.unflatten(program.output_tree, [_read(env, value) for value in program.outputs])
 
     return interpreted
@@ -275,19 +289,33 @@ class _Flattener:
         producers = [v.producer for v in inputs if v.producer is not None]
         producer = max(producers, default=None) if product is None else product
         path = _joint_path(inputs)
-        outputs = tuple(_value(var, path, producer) for var in eqn.outvars)
+        trained = any(v.trained for v in inputs)
+        outputs = tuple(_value(var, path, trained, producer) for var in eqn.outvars)
         return outputs, [Equation(eqn.primitive.name, inputs, outputs, eqn.params, product, (), run)]
 
     def _add(self, eqn: jex.JaxprEqn, lhs: Value, rhs: Value) -> int:
         """Records a product and returns its index."""
         kind = _KINDS[eqn.primitive.name]
-        weights_operand = 0 if lhs.path and not rhs.path else 1
+        # A parameter before a constant before data; rhs where they are alike.
+        weights_operand = int(max((rhs, lhs), key=lambda v: (v.path is not None, bool(v.path))) is rhs)
         path = (lhs, rhs)[weights_operand].path or None
         scope = self._shared_scope(lhs, rhs) if path is None else path.rpartition("/")[0] or path
         name = f"{scope}/{kind}".lstrip("/") if path is None else scope
-        shapes = (lhs.shape, rhs.shape, _value(eqn.outvars[0]).shape)
+        out = _value(eqn.outvars[0])
         self._scopes.append(scope)
-        self.products.append(Product(self._unique(name), kind, path, weights_operand, *shapes, dict(eqn.params)))
+        product = Product(
+            name=self._unique(name),
+            kind=kind,
+            param_path=path,
+            weights_operand=weights_operand,
+            needs_input_grad=(rhs, lhs)[weights_operand].trained,
+            lhs_shape=lhs.shape,
+            rhs_shape=rhs.shape,
+            out_shape=out.shape,
+            dtype=out.dtype,
+            params=dict(eqn.params),
+        )
+        self.products.append(product)
         return len(self.products) - 1
 
     def _shared_scope(self, lhs: Value, rhs: Value) -> str:
@@ -309,8 +337,10 @@ class _Flattener:
         return unique
 
 
-def _value(atom: Any, path: str | None = None, producer: int | None = None, constant: Any = None) -> Value:
-    return Value(atom.aval.shape, atom.aval.dtype, path, producer, constant)
+def _value(
+    atom: Any, path: str | None = None, trained: bool = False, producer: int | None = None, constant: Any = None
+) -> Value:
+    return Value(atom.aval.shape, atom.aval.dtype, path, trained, producer, constant)
 
 
 def _read(env: dict[Value, Any], value: Value) -> Any:

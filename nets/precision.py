@@ -1,0 +1,356 @@
+"""Bits per layer and operand: rules a user writes, the precision that is trained, and the state that is tracked.
+
+`PrecisionRules` say by layer name how many bits to start with. `init_precision` turns them, with a calibration batch,
+into `Precision` (learned steps and ranges of weights and inputs, and widths of errors) and `QuantState` (ranges of
+errors and densities, which follow statistics of the backward pass). Both are pytrees beside the model's own
+parameters.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nets import fixed_point
+from nets.fixed_point import FLOAT_BITS, FLOAT_LOG2_ABOVE, FLOAT_LOG2_BELOW, SIGNIFICAND_BITS
+from nets.jaxpr import Product, find_products, interpret
+from nets.ops import NUM_STATISTICS, STATISTICS, Formats
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Bits that a layer starts with, 2 to 24, or 32 for float32.
+
+    Attributes:
+      weights, inputs: widths of the operands of its products.
+      input_grad, weight_grad: widths of the error in the two backward passes.
+      learn: whether these widths are trained.
+    """
+
+    weights: int = 8
+    inputs: int = 8
+    input_grad: int = 8
+    weight_grad: int = 8
+    learn: bool = True
+
+    @property
+    def bits(self) -> tuple[int, int, int, int]:
+        """Widths of weights, inputs, and errors in input_grad and weight_grad."""
+        return self.weights, self.inputs, self.input_grad, self.weight_grad
+
+
+#: Leaves a layer as it is.
+FLOAT = LayerRule(FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, learn=False)
+
+
+@dataclass(frozen=True)
+class PrecisionRules:
+    """Which layer starts with which rule.
+
+    Attributes:
+      rules: patterns of layer names, such as "conv*" (`fnmatch`), to rules; the first pattern that matches counts. A
+        layer that none matches stays float32; a pattern that is first for no layer is an error of `init_precision`.
+    """
+
+    rules: Mapping[str, LayerRule]
+
+    def assign(self, names: Sequence[str]) -> tuple[LayerRule, ...]:
+        """The rule of each layer.
+
+        Args:
+          names: names of all products.
+
+        Returns:
+          One rule per name.
+
+        Raises:
+          ValueError: if a rule has an impossible width, or applies to no layer.
+        """
+        for pattern, rule in self.rules.items():
+            if any(not (2 <= bits <= SIGNIFICAND_BITS or bits == FLOAT_BITS) for bits in rule.bits):
+                raise ValueError(
+                    f"expected 2 to {SIGNIFICAND_BITS} bits, or {FLOAT_BITS} for float32, got {rule.bits} in the rule "
+                    f"{pattern!r}; change that rule"
+                )
+        first = [next((p for p in self.rules if fnmatch.fnmatchcase(name, p)), None) for name in names]
+        for pattern in self.rules:
+            if pattern not in first:
+                raise ValueError(
+                    f"expected every rule to apply to a layer, got {pattern!r}, which is first for none of "
+                    f"{', '.join(names)}; correct or remove it"
+                )
+        return tuple(FLOAT if pattern is None else self.rules[pattern] for pattern in first)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QuantState:
+    """What number formats track; not trained. P products.
+
+    Attributes:
+      error_log2_range: log2 of the magnitude that errors overflow at, integers as floats, shape (P, 2), for
+        input_grad and weight_grad.
+      density: latest share of values that are not zero after quantisation, shape (P, 4), of weights, inputs, and
+        errors in input_grad and weight_grad.
+      probes: zeros of shape (P, NUM_STATISTICS); their cotangents are the statistics of a backward pass
+        (`ops.quantised_product`).
+    """
+
+    error_log2_range: jax.Array
+    density: jax.Array
+    probes: jax.Array
+
+    def updated(self, cotangent: "QuantState", max_overflow: float = 1e-4) -> "QuantState":
+        """The state after one backward pass, or several whose cotangents were added.
+
+        Args:
+          cotangent: gradient of the loss with respect to this state.
+          max_overflow: permitted share of overflowing errors.
+
+        Returns:
+          Error ranges moved by at most one bit by the rule of `fixed_point.updated_log2_range`, and latest densities.
+          Products whose backward pass did not run stay as they are.
+        """
+        values, nonzeros, overflows, overflows_below = (cotangent.probes[:, columns] for columns in STATISTICS.values())
+        ran = values > 0.0
+        # Only to divide where nothing was counted; those quotients are not used.
+        values = jnp.maximum(values, 1.0)
+        moved = fixed_point.updated_log2_range(
+            self.error_log2_range, overflows / values[:, 2:], overflows_below / values[:, 2:], max_overflow
+        )
+        return dataclasses.replace(
+            self,
+            error_log2_range=jnp.where(ran[:, 2:], moved, self.error_log2_range),
+            density=jnp.where(ran, nonzeros / values, self.density),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of P products, trained.
+
+    Attributes:
+      log2_step: of weights and inputs, shape (P, 2); the step is the nearest power of two.
+      log2_range: of weights and inputs, shape (P, 2).
+      error_bits: widths of the errors in input_grad and weight_grad, real-valued, shape (P, 2).
+      names: names of the products.
+      param_paths: paths of the parameters that feed them, None where there is none.
+      signed: whether weights and inputs have a sign.
+      learned: whether formats of weights and inputs are trained; widths of errors are where those of the weights are.
+        Inputs that depend on no parameter are not: their gradient would take an input_grad pass that training has no
+        other use for.
+      frozen: whether nothing is trained at present, whatever `learned` says.
+    """
+
+    log2_step: jax.Array
+    log2_range: jax.Array
+    error_bits: jax.Array
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    param_paths: tuple[str | None, ...] = dataclasses.field(metadata={"static": True})
+    signed: tuple[tuple[bool, bool], ...] = dataclasses.field(metadata={"static": True})
+    learned: tuple[tuple[bool, bool], ...] = dataclasses.field(metadata={"static": True})
+    frozen: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def bits(self) -> jax.Array:
+        """Widths in bits of weights, inputs, and errors in input_grad and weight_grad.
+
+        Returns:
+          Integers as floats, shape (P, 4), with straight-through gradients (`fixed_point.num_bits`, `num_error_bits`),
+          zero in rows that are not learned.
+        """
+        held = self._held()
+        signed = jnp.array(self.signed, held.log2_step.dtype)
+        operand_bits = fixed_point.num_bits(held.log2_step, held.log2_range, signed)
+        return jnp.concatenate([operand_bits, fixed_point.num_error_bits(held.error_bits)], axis=1)
+
+    def formats(self, quant_state: QuantState) -> Formats:
+        """Number formats of all products, fields with a leading axis P."""
+        held = self._held()
+        bits = fixed_point.num_error_bits(held.error_bits)
+        return Formats(
+            *fixed_point.step_and_range(held.log2_step, held.log2_range),
+            *fixed_point.error_step_and_limit(quant_state.error_log2_range, bits),
+            fixed_point.power_of_two(quant_state.error_log2_range),
+        )
+
+    def clamped(self, min_bits: float, max_bits: float) -> "Precision":
+        """The nearest formats of at least `min_bits` and at most `max_bits`: a projection after an optimiser's step.
+
+        Ranges stay, steps move; rows of float32 stay.
+
+        Args:
+          min_bits, max_bits: whole numbers, 2 <= min_bits <= max_bits <= 24.
+
+        Returns:
+          Precision whose `bits()` lie between the two, but for 32.
+        """
+        bits = self.bits()[:, :2]
+        signed = jnp.array(self.signed, bits.dtype)
+        # The limit, a rounded number of steps, has `bits - signed` binary digits.
+        finest = jnp.ceil(self.log2_range - jnp.log2(2.0 ** (max_bits - signed) - 0.5))
+        coarsest = jnp.floor(self.log2_range - jnp.log2(2.0 ** (min_bits - signed - 1.0) - 0.5))
+        fits = ((bits >= min_bits) & (bits <= max_bits)) | (bits == FLOAT_BITS)
+        is_float = self.error_bits > SIGNIFICAND_BITS
+        return dataclasses.replace(
+            self,
+            log2_step=jnp.where(fits, self.log2_step, jnp.clip(self.log2_step, finest, coarsest)),
+            error_bits=jnp.where(is_float, self.error_bits, jnp.clip(self.error_bits, min_bits, max_bits)),
+        )
+
+    def trains(self, row: int) -> tuple[bool, bool]:
+        """Whether the formats of weights and inputs of a product are trained at present."""
+        return (False, False) if self.frozen else self.learned[row]
+
+    def _held(self) -> "Precision":
+        """Without gradients of what is not trained."""
+        trains = np.array([self.trains(row) for row in range(len(self.names))])
+
+        def hold(x: jax.Array, trains: np.ndarray) -> jax.Array:
+            return jnp.where(trains, x, jax.lax.stop_gradient(x))
+
+        return dataclasses.replace(
+            self,
+            log2_step=hold(self.log2_step, trains),
+            log2_range=hold(self.log2_range, trains),
+            error_bits=hold(self.error_bits, trains[:, :1]),
+        )
+
+
+def freeze(precision: Precision) -> Precision:
+    """Its formats as hardware has them, no longer trained.
+
+    Steps become powers of two, ranges all that their bits can hold, widths of errors whole. `bits()` stays the same;
+    values between a learned range and the largest number of its bits no longer saturate.
+    """
+    bits = precision.bits()
+    log2_step = jnp.round(precision.log2_step)
+    levels = 2.0 ** (bits[:, :2] - jnp.array(precision.signed, bits.dtype)) - 1.0
+    is_float = bits[:, :2] == FLOAT_BITS
+    return dataclasses.replace(
+        precision,
+        log2_step=log2_step,
+        log2_range=jnp.where(is_float, precision.log2_range, log2_step + _log2_levels(levels)),
+        error_bits=bits[:, 2:],
+        frozen=True,
+    )
+
+
+def unfreeze(precision: Precision) -> Precision:
+    """The same formats, trained again."""
+    return dataclasses.replace(precision, frozen=False)
+
+
+def init_precision(
+    fn: Callable, rules: PrecisionRules, params: Any, *args: Any, loss: Callable | None = None
+) -> tuple[Precision, QuantState]:
+    """Precision and state of `quantize(fn)`, from a calibration batch.
+
+    Per operand, the step is the power of two with the least squared error on the batch among those that saturate
+    nothing and three finer ones, and the range is all that the bits can hold. Inputs without a negative value get no
+    sign.
+
+    Args:
+      fn: function of `(params, *args)`.
+      rules: the bits to start with.
+      params: its parameters, concrete arrays.
+      *args: its further arguments, with a batch of data, concrete arrays.
+      loss: maps the result of `fn` to a scalar, whose gradients give the errors their first range; without it they
+        start at 1, and `QuantState.updated` moves them by one bit a step.
+
+    Returns:
+      (precision, quant_state).
+
+    Raises:
+      ValueError: if `fn` has no products, a rule is impossible or applies to no layer, or an operand is not finite.
+    """
+    products = find_products(fn, params, *args)
+    if not products:
+        raise ValueError(
+            "expected a function with a convolution or matrix product, got none; there is nothing to quantise"
+        )
+    assigned = rules.assign([product.name for product in products])
+    bits = jnp.array([rule.bits for rule in assigned], float)
+    run = jax.jit(lambda bits, params, *args: _calibrate(fn, loss, products, bits, params, *args))
+    log2_step, log2_range, signed, peak, error_log2_range = run(bits, params, *args)
+    for product, peaks in zip(products, np.asarray(peak), strict=True):
+        if not np.all(np.isfinite(peaks)):
+            raise ValueError(
+                f"expected finite weights and inputs on the calibration batch, got NaN or infinity at "
+                f"{product.name!r}; check data and parameters"
+            )
+    precision = Precision(
+        log2_step=log2_step,
+        log2_range=log2_range,
+        error_bits=bits[:, 2:],
+        names=tuple(product.name for product in products),
+        param_paths=tuple(product.param_path for product in products),
+        signed=tuple((bool(weights), bool(inputs)) for weights, inputs in np.asarray(signed)),
+        learned=tuple((r.learn, r.learn and p.needs_input_grad) for r, p in zip(assigned, products, strict=True)),
+    )
+    probes = jnp.zeros((len(products), NUM_STATISTICS), bits.dtype)
+    return precision, QuantState(error_log2_range, jnp.ones_like(bits), probes)
+
+
+def _calibrate(
+    fn: Callable, loss: Callable | None, products: tuple[Product, ...], bits: jax.Array, params: Any, *args: Any
+) -> tuple[jax.Array, ...]:
+    """(log2_step, log2_range, signed, peak, error_log2_range), each (P, 2), from one forward and backward pass."""
+
+    def forward(probes: list[jax.Array]) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        operands = []
+
+        def on_product(index: int, product: Product, lhs: jax.Array, rhs: jax.Array, default_fn: Callable) -> jax.Array:
+            operands.append((lhs, rhs) if product.weights_operand == 0 else (rhs, lhs))
+            return default_fn(lhs, rhs) + probes[index]
+
+        out = interpret(fn, on_product, keep_checkpoints=False)(params, *args)
+        return jnp.zeros(()) if loss is None else loss(out), operands
+
+    errors, operands = jax.grad(forward, has_aux=True)([jnp.zeros(p.out_shape, p.dtype) for p in products])
+    fits = [
+        _fit(x, bits[row, i], is_parameter=i == 0 and products[row].param_path is not None)
+        for row, pair in enumerate(operands)
+        for i, x in enumerate(pair)
+    ]
+    log2_step, log2_range, signed, peak = jnp.stack(fits, axis=1).reshape(4, len(products), 2)
+    error_peak = jnp.stack([jnp.max(jnp.abs(error)).astype(bits.dtype) for error in errors])
+    # Errors are zero without a loss, and where it does not depend on the product: start at 1.
+    error_log2_range = jnp.where(error_peak > 0.0, jnp.floor(jnp.log2(error_peak)) + 1.0, jnp.zeros_like(error_peak))
+    return log2_step, log2_range, signed, peak, jnp.stack([error_log2_range, error_log2_range], axis=1)
+
+
+def _fit(x: jax.Array, bits: jax.Array, is_parameter: bool) -> jax.Array:
+    """(log2_step, log2_range, signed, peak) of an operand on the calibration batch, shape (4,)."""
+    x = x.astype(bits.dtype)
+    peak = jnp.max(jnp.abs(x))
+    # A layer that starts at zero has no scale yet: take 1.
+    scale = jnp.where(peak == 0.0, jnp.ones_like(peak), peak)
+    signed = jnp.ones_like(peak) if is_parameter else jnp.any(x < 0.0).astype(peak.dtype)
+    levels = 2.0 ** (bits - signed) - 1.0
+
+    def squared_error(exponent: jax.Array) -> jax.Array:
+        step = fixed_point.power_of_two(exponent)
+        return jnp.sum((fixed_point.quantise(x, step, step * levels, signed=True) - x) ** 2)
+
+    exponents = jnp.ceil(jnp.log2(scale / levels)) - jnp.arange(4, dtype=x.dtype)
+    exponent = exponents[jnp.argmin(jax.lax.map(squared_error, exponents))]
+    fixed = jnp.stack([exponent, exponent + _log2_levels(levels)])
+    top = jnp.ceil(jnp.log2(scale))
+    is_float = bits > SIGNIFICAND_BITS
+    return jnp.concatenate(
+        [
+            jnp.where(is_float, jnp.stack([top - FLOAT_LOG2_BELOW, top + FLOAT_LOG2_ABOVE]), fixed),
+            jnp.stack([signed, peak]),
+        ]
+    )
+
+
+def _log2_levels(levels: jax.Array) -> jax.Array:
+    """log2 of a number of steps, a little less: a float logarithm may be too large, and cost one more bit."""
+    return jnp.log2(levels) - 2.0**-13

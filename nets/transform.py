@@ -1,0 +1,62 @@
+"""`quantize`: any JAX function to its quantised twin."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nets import ops
+from nets.jaxpr import Product, interpret
+from nets.precision import Precision, QuantState
+
+
+def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
+    """The quantised twin of `fn(params, *args)`.
+
+    Every product of `fn` gets the operand formats of its row of `precision` and, in the backward pass, error formats
+    of its own for input_grad and weight_grad. Everything else stays as it is. Widths, steps and ranges are arrays:
+    changing them compiles nothing anew.
+
+    Args:
+      fn: function of `(params, *args)`; its `args` may hold batch statistics, dropout keys and data, its result may
+        be any pytree of arrays.
+      stochastic: round errors stochastically, which is unbiased; otherwise to nearest, which loses small gradients.
+
+    Returns:
+      `qfn(params, precision, quant_state, key, *args)` with the result of `fn`. `key` seeds stochastic rounding: use
+      a fresh one at every step. Differentiate it with respect to `quant_state` too: that cotangent carries the
+      statistics of the backward pass to `QuantState.updated`.
+
+    Raises:
+      ValueError: when `qfn` is called, if `fn` holds a product that `precision` was not initialised for, or one
+        inside a primitive that cannot be entered.
+    """
+
+    def quantized(params: Any, precision: Precision, quant_state: QuantState, key: jax.Array, *args: Any) -> Any:
+        num_products = len(precision.names)
+        rows = {name: row for row, name in enumerate(precision.names)}
+        formats = _rows(precision.formats(quant_state), num_products)
+        probes = _rows(quant_state.probes, num_products)
+        seeds = jnp.unstack(jax.random.bits(key, (num_products, 2), jnp.uint32))
+
+        def on_product(_: int, product: Product, lhs: jax.Array, rhs: jax.Array, __: Callable) -> jax.Array:
+            if product.name not in rows:
+                raise ValueError(
+                    f"expected a function whose products are {', '.join(precision.names)}, got one with a product "
+                    f"{product.name!r}; call init_precision with this function"
+                )
+            row = rows[product.name]
+            spec = ops.Spec(product, precision.signed[row], precision.trains(row), stochastic)
+            return ops.quantised_product(spec, lhs, rhs, formats[row], seeds[row], probes[row])
+
+        return interpret(fn, on_product)(params, *args)
+
+    return quantized
+
+
+def _rows(tree: Any, num_rows: int) -> list[Any]:
+    """A pytree of arrays with a leading axis as a list of pytrees without it."""
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [jnp.unstack(leaf) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [column[row] for column in columns]) for row in range(num_rows)]
