@@ -62,6 +62,8 @@ class DataConfig:
 class TrainConfig:
     """How the network is trained."""
 
+    pretrain_epochs: Count = 10
+    """Passes over the training set in float32, which all methods start from."""
     epochs: Count = 30
     """Passes over the training set in the joint phase (and of every baseline)."""
     finetune_epochs: Annotated[int, Between(0, 10**6)] = 6
@@ -73,7 +75,7 @@ class TrainConfig:
     learning_rate: Positive = 2e-3
     """Peak learning rate of the weights."""
     augment: bool = True
-    """Shift and rotate training images at random."""
+    """Shift training images at random by up to a pixel."""
     seed: Seed = 0
     """Seed of initial weights, shuffles, augmentation and rounding."""
 
@@ -225,22 +227,29 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def check_ranges(settings: Any, source: str) -> None:
+    """Check every number in a dataclass, and in those inside it, against the `Between` of its annotation.
+
+    Raises:
+      ValueError: the first that lies outside.
+    """
+    for path, annotation, value in _leaves(settings):
+        limits = next((mark for mark in _marks(annotation) if isinstance(mark, Between)), None)
+        for number in value if isinstance(value, tuple) else (value,):
+            if limits and number is not None and not limits.low <= number <= limits.high:
+                raise ValueError(
+                    f"{path} in {source}: expected a number from {limits.low:g} to {limits.high:g}, got {number}; "
+                    f"change it or leave it out for the default"
+                )
+
+
 def check_config(config: Config, source: str = "config") -> None:
     """Check ranges, names and combinations, which types alone do not.
 
     Raises:
       ValueError: the first setting that does not fit.
     """
-    for path, annotation, value in _leaves(config):
-        limits = next((mark for mark in _marks(annotation) if isinstance(mark, Between)), None)
-        for number in value if isinstance(value, tuple) else (value,):
-            if limits is None or number is None or isinstance(number, str):
-                continue
-            if not limits.low <= number <= limits.high:
-                raise ValueError(
-                    f"{path} in {source}: expected a number from {limits.low:g} to {limits.high:g}, got {number}; "
-                    f"change it or leave it out for the default"
-                )
+    check_ranges(config, source)
     name = config.model.name
     if name not in MODELS and ":" not in name:
         raise ValueError(

@@ -1,0 +1,313 @@
+"""The command line: `python -m codesign` or `jax-codesign`, with run, trace, cost and report.
+
+Heavy imports stand inside the functions that need them, so that --help and mistakes in arguments are answered at once.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from codesign import rundir
+from codesign.config import (
+    Between,
+    ChipConfig,
+    Config,
+    Count,
+    Positive,
+    check_config,
+    check_ranges,
+    fingerprint,
+    load_config,
+)
+
+PROGRAM = "jax-codesign"
+TRACEBACK_VARIABLE = "JAX_CODESIGN_TRACEBACK"
+Json = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json")]
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """Train a network and design its chip together, compare with baselines, write a report.
+
+    Without any option this is the demo: a LeNet on the digits that come with scikit-learn. Settings come from --config,
+    and every one of them can be given as an option, which wins.
+    """
+
+    config: Path | None = None
+    """YAML file with settings; what it leaves out has the default shown below."""
+    resume: Path | None = None
+    """Run directory of an interrupted run, to go on from its last checkpoint with its own settings."""
+    as_json: Json = False
+    """Print one JSON object as the last line of the output; tables and progress go to the error stream."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class TraceCommand:
+    """List the convolutions and matrix products of one training step of a network, pass by pass."""
+
+    model: str = "lenet"
+    """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
+    data: str = "digits"
+    """digits, or the path of a folder with IDX or npz files; decides the shape of the input."""
+    batch_size: Count = 64
+    """Samples per training step."""
+    as_json: Json = False
+    """Print one JSON object as the last line of the output; the table goes to the error stream."""
+
+
+@dataclass(frozen=True)
+class CostCommand:
+    """Energy, latency and area of a network on a chip: one training step, and one inference of a single sample."""
+
+    model: str = "lenet"
+    """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
+    data: str = "digits"
+    """digits, or the path of a folder with IDX or npz files; decides the shape of the input."""
+    batch_size: Count = 64
+    """Samples per training step."""
+    bits: Annotated[int, Between(1, 32)] = 8
+    """Bits of weights, inputs and backward errors, in every layer."""
+    chip: str = "edge_trainer"
+    """Name of a chip in hw/chips."""
+    rows: Count | None = None
+    """Rows of its MAC array instead of the chip's own."""
+    columns: Count | None = None
+    """Columns of its MAC array instead of the chip's own."""
+    local_kib: Positive | None = None
+    """Local SRAM in KiB instead of the chip's own."""
+    shared_kib: Positive | None = None
+    """Shared SRAM in KiB instead of the chip's own."""
+    vdd: Positive | None = None
+    """Supply voltage in volts instead of the chip's own."""
+    node_nm: Positive | None = None
+    """Technology node in nanometres instead of the chip's own."""
+    evaluations: Count = 2000
+    """Mappings tried per operation; more take longer and may find cheaper ones."""
+    as_json: Json = False
+    """Print one JSON object as the last line of the output; the table goes to the error stream."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Make report.html and the figures of a finished run again."""
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory, such as runs/lenet-digits-001."""
+    as_json: Json = False
+    """Print one JSON object as the last line of the output; the table goes to the error stream."""
+
+
+Command = RunCommand | TraceCommand | CostCommand | ReportCommand
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+      The exit code: 0; 2 after a mistake of the user, told in one line; 130 after Ctrl-C; 141 where the output's reader
+      has gone.
+    """
+    try:
+        command = _parse(list(sys.argv[1:] if argv is None else argv))
+        match command:
+            case RunCommand():
+                _run(command)
+            case TraceCommand():
+                _trace(command)
+            case CostCommand():
+                _cost(command)
+            case ReportCommand():
+                _report(command)
+    except SystemExit as finished:  # --help
+        return int(finished.code or 0)
+    except KeyboardInterrupt as interrupt:
+        _complain(str(interrupt) or "interrupted")
+        return 130
+    except BrokenPipeError:  # whoever read the output has had enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        _complain(f"error: {error}")
+        return 2
+    return 0
+
+
+def _parse(argv: list[str]) -> Command:
+    """The command of the arguments; settings of `run` are those of its file, changed by its options.
+
+    Raises:
+      ValueError: arguments that do not fit; one line.
+      FileNotFoundError: no such config file or run directory.
+      SystemExit: after --help.
+    """
+    command = _parse_with(argv, Config())
+    if not isinstance(command, RunCommand):
+        check_ranges(command, "the command line")
+        return command
+    if command.config and command.resume:
+        raise ValueError("--config beside --resume: a run goes on with its own settings; give one of the two")
+    path = command.resume / rundir.CONFIG if command.resume else command.config
+    if path is None:
+        check_config(command.settings, "the command line")
+        return command
+    if command.resume and not path.is_file():
+        raise FileNotFoundError(f"no run to go on with: {path} is missing; check the directory after --resume")
+    loaded = load_config(path)
+    command = _parse_with(argv, loaded)
+    assert isinstance(command, RunCommand)
+    check_config(command.settings, f"{path} and the command line")
+    if command.resume and fingerprint(command.settings) != fingerprint(loaded):
+        raise ValueError(f"changed settings beside --resume {command.resume}: leave them out, or start a new run")
+    return command
+
+
+def _parse_with(argv: list[str], settings: Config) -> Command:
+    """Parse once, `settings` being what the options of `run` start from."""
+    default = RunCommand(settings=settings)
+    commands = (
+        Annotated[RunCommand, tyro.conf.subcommand("run", default=default)]
+        | Annotated[TraceCommand, tyro.conf.subcommand("trace")]
+        | Annotated[CostCommand, tyro.conf.subcommand("cost")]
+        | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    )
+    description = (
+        "Design a neural network's bit widths and the chip that trains it together. Start with 'run', which takes some "
+        f"minutes, or 'cost', which takes seconds. A mistake is told in one line; with {TRACEBACK_VARIABLE}=1 in the "
+        "environment, with its traceback."
+    )
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            command = tyro.cli(commands, prog=PROGRAM, description=description, args=argv)
+    except SystemExit as finished:
+        if finished.code in (None, 0):
+            raise
+        raise ValueError(_in_one_line(told.getvalue())) from None
+    return command
+
+
+def _in_one_line(box: str) -> str:
+    """The message inside one of tyro's boxes, with its first suggestion."""
+    parts = re.split(r"[─-]{4,}", re.sub(r"[│╭╮╰╯]", " ", box))  # rules are hyphens where the terminal knows no more
+    sections = [" ".join(part.split()) for part in parts]
+    message, *hints = [section for section in sections if section][1:] or [box]
+    option = next((re.search(r"--\S+", hint) for hint in hints if hint.startswith("Perhaps you meant")), None)
+    choices = next((hint for hint in hints if hint.startswith("Available")), None)
+    advice = f"did you mean {option[0]}?" if option else choices or f"see '{PROGRAM} --help'"
+    return f"arguments: {message.rstrip('.')}; {advice}"
+
+
+def _run(command: RunCommand) -> None:
+    from codesign.progress import TerminalProgress
+    from codesign.runner import run
+
+    settings = command.settings
+    stem = f"{settings.model.name}-{Path(settings.data.name).name}".replace(":", ".")
+    directory = command.resume or rundir.new_run_directory(settings.out, stem)
+    progress = TerminalProgress()
+    progress.message(f"run directory: {directory}")
+    try:
+        result = run(settings, directory, resume=command.resume is not None, progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; go on with: {PROGRAM} run --resume {directory}") from None
+    _show_summary(result["summary"], directory, command.as_json)
+
+
+def _report(command: ReportCommand) -> None:
+    from codesign.report import write_report
+
+    if not command.directory.is_dir():
+        raise FileNotFoundError(f"no such directory: {command.directory}; give a run directory, such as those in runs/")
+    write_report(command.directory)
+    _show_summary(rundir.read_result(command.directory)["summary"], command.directory, command.as_json)
+
+
+def _trace(command: TraceCommand) -> None:
+    from codesign.inspection import trace_model
+
+    traced = trace_model(command.model, command.data, command.batch_size)
+    table = Table(title=f"One training step of {command.model}, batch {command.batch_size}")
+    table.add_column("operation")
+    table.add_column("pass")
+    for name in ("loops", "stride", "MACs", "MACs with padding"):
+        table.add_column(name, justify="right")
+    for row in traced["operations"]:
+        loops = " ".join(f"{name}{bound}" for name, bound in row["loops"].items() if bound > 1)
+        stride = "x".join(str(step) for step in row["stride"])
+        table.add_row(row["name"], row["pass"], loops, stride, f"{row['macs']:,}", f"{row['macs_with_padding']:,}")
+    table.add_section()
+    table.add_row("total", "", "", "", f"{traced['macs']:,}", f"{traced['macs_with_padding']:,}")
+    _show(table, traced, command.as_json)
+
+
+def _cost(command: CostCommand) -> None:
+    from codesign.inspection import cost_model
+
+    own = {name: getattr(command, name) for name in ("rows", "columns", "local_kib", "shared_kib", "vdd", "node_nm")}
+    chip = ChipConfig(preset=command.chip, **own)
+    with Console(stderr=True).status("searching mappings"):
+        costs = cost_model(command.model, command.data, command.batch_size, command.bits, chip, command.evaluations)
+    table = Table(title=f"{command.model} on {command.chip}, {command.bits} bit")
+    table.add_column("")
+    table.add_column(f"training step, batch {command.batch_size}", justify="right")
+    table.add_column("inference, batch 1", justify="right")
+    shown = {
+        "energy_uj": "energy (µJ)",
+        "energy_per_sample_uj": "energy per sample (µJ)",
+        "latency_ms": "latency (ms)",
+        "edp_js": "EDP (J s)",
+        "power_mw": "power (mW)",
+        "area_mm2": "area (mm²)",
+    }
+    both = costs["training_step"], costs["inference"]
+    for key, label in shown.items():
+        table.add_row(label, *(f"{cost[key]:.4g}" for cost in both))
+    table.add_section()
+    for component in both[0]["energy_by_component_uj"]:
+        table.add_row(
+            f"energy of {component} (µJ)", *(f"{cost['energy_by_component_uj'][component]:.4g}" for cost in both)
+        )
+    _show(table, costs, command.as_json)
+
+
+def _show_summary(rows: Sequence[Mapping[str, Any]], directory: Path, as_json: bool) -> None:
+    """The final table of a run, and where its report lies."""
+    from codesign.report import COLUMNS, summary_rows
+
+    complete = summary_rows(rows)
+    columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in complete)]
+    table = Table(caption=f"report: {directory / rundir.REPORT}")
+    table.add_column("method")
+    for column in columns:
+        table.add_column(column.heading.replace(" (", "\n("), justify="right")
+    for row in complete:
+        table.add_row(str(row["method"]), *(column.show(row) for column in columns))
+    _show(table, {"directory": str(directory), "summary": complete}, as_json)
+
+
+def _show(table: Table, data: Mapping[str, Any], as_json: bool) -> None:
+    """A table for people; the same as one line of JSON on the output if asked."""
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width to fold the table to
+    console.print(table)
+    if as_json:
+        print(json.dumps(rundir.plain(data, finite=True), allow_nan=False))
+
+
+def _complain(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)

@@ -1,0 +1,206 @@
+"""The command line as its user meets it: help, results, one line for a mistake, exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from codesign import cli, rundir
+from codesign.config import Config, dump_config, load_config
+
+ROOT = Path(__file__).parent.parent
+SUMMARY = [
+    {"method": "joint", "accuracy": 0.97, "energy_uj": 4.0, "edp_js": 1e-9},
+    {"method": "float32", "edp_js": 5e-9},
+]
+
+
+class FakeRunner:
+    """Stands in for `codesign.runner.run`: notes how it was called, and ends as told."""
+
+    def __init__(self):
+        self.calls, self.ending = [], None
+
+    def __call__(self, config, directory, resume=False, progress=None):
+        self.calls.append((config, directory, resume))
+        rundir.write_atomic(directory / rundir.CONFIG, dump_config(config))
+        if self.ending is not None:
+            raise self.ending
+        return {"summary": SUMMARY}
+
+
+@pytest.fixture
+def runner(monkeypatch, tmp_path):
+    """In an empty working directory, with a run that costs nothing."""
+    fake = FakeRunner()
+    monkeypatch.setitem(sys.modules, "codesign.runner", SimpleNamespace(run=fake))
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def told(capsys) -> str:
+    """The error stream, which must be one line."""
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and "Traceback" not in text
+    return text.strip()
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["trace"], ["cost"], ["report"]])
+def test_help_is_readable_and_leaves_with_zero(command, capsys):
+    assert cli.main([*command, "--help"]) == 0
+    output = capsys.readouterr().out
+    assert "usage: jax-codesign" in output
+    for word in ("run", "trace", "cost", "report") if not command else ("--json",):
+        assert word in output
+
+
+def test_run_help_explains_every_setting(capsys):
+    cli.main(["run", "--help"])
+    output = " ".join(capsys.readouterr().out.split())
+    for option in ("--config", "--resume", "--train.epochs", "--chip.free", "--objective.area-mm2", "--out"):
+        assert option in output
+    assert "Largest chip area in mm2" in output
+
+
+def test_help_starts_without_the_heavy_libraries():
+    script = "import sys; from codesign.cli import main; main(['run', '--help']); print(sorted(sys.modules))"
+    started = time.perf_counter()
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert time.perf_counter() - started < 30
+    loaded = set(output.splitlines()[-1].replace("'", "").strip("[]").split(", "))
+    assert "tyro" in loaded and not {"jax", "flax", "orbax", "matplotlib", "sklearn"} & loaded
+
+
+def test_module_runs_as_a_program():
+    finished = subprocess.run([sys.executable, "-m", "codesign", "rum"], capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "error: arguments: Unrecognized options: rum; Available subcommands: run, trace, cost, report\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of {run, trace, cost, report}; see 'jax-codesign --help'"),
+        (["run", "--train.epoks", "3"], "did you mean --train.epochs?"),
+        (["run", "--train.epochs", "ten"], "--train.epochs: invalid literal for int()"),
+        (["run", "--train.epochs", "0"], "train.epochs in the command line: expected a number from 1"),
+        (["run", "--objective.area-mm2", "nan"], "objective.area_mm2 in the command line: expected a number"),
+        (["run", "--model.name", "lnet"], "unknown model 'lnet'; nearest valid name: 'lenet'"),
+        (["run", "--chip.free", "rows", "cols"], "invalid choice 'cols'"),
+        (["run", "--config", "no.yaml"], "no such file: no.yaml"),
+        (["run", "--resume", "nowhere"], "no run to go on with: nowhere/config.yaml is missing"),
+        (["run", "--config", "a", "--resume", "b"], "--config beside --resume"),
+        (["run", "--out", "full"], "out: full is not empty; continue it with 'run --resume full'"),
+        (["cost", "--bits", "99"], "bits in the command line: expected a number from 1 to 32, got 99"),
+        (["cost", "--bits"], "--bits"),
+        (["report"], "Missing from jax-codesign report"),
+        (["report", "nowhere"], "no such directory: nowhere"),
+        (["report", "full"], "no finished run: full/result.json is missing"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(arguments, message, runner, capsys):
+    Path("full").mkdir()
+    Path("full", "file").touch()
+    assert cli.main(arguments) == 2
+    text = told(capsys)
+    assert text.startswith("error: ") and message in text
+    assert not runner.calls
+
+
+def test_run_takes_settings_from_file_and_options(runner, capsys):
+    Path("my.yaml").write_text("train: {epochs: 2, batch_size: 8}\nout: mine\n")
+    assert cli.main(["run", "--config", "my.yaml", "--train.epochs", "5", "--chip.free", "vdd", "--json"]) == 0
+    ((config, directory, resume),) = runner.calls
+    assert (config.train.epochs, config.train.batch_size, config.chip.free) == (5, 8, ("vdd",))
+    assert (directory, resume) == (Path("mine"), False)
+    output = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert output["directory"] == "mine"
+    assert [row["edp_ratio"] for row in output["summary"]] == [1.0, pytest.approx(5.0)]
+
+
+def test_run_without_options_is_the_demo_in_a_new_directory(runner, capsys):
+    for number in (1, 2):
+        assert cli.main(["run"]) == 0
+        assert runner.calls[-1] == (Config(), Path(f"runs/lenet-digits-00{number}"), False)
+    table = capsys.readouterr().out
+    assert "joint" in table and "97.00" in table and "runs/lenet-digits-002/report.html" in table
+
+
+def test_interrupted_run_says_how_to_go_on_and_does(runner, capsys):
+    runner.ending = KeyboardInterrupt()
+    assert cli.main(["run", "--out", "mine", "--train.epochs", "3"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; go on with: jax-codesign run --resume mine"
+    runner.ending = None
+    assert cli.main(["run", "--resume", "mine"]) == 0
+    config, directory, resume = runner.calls[-1]
+    assert (config.train.epochs, directory, resume) == (3, Path("mine"), True)
+
+
+def test_resume_refuses_changed_settings(runner, capsys):
+    assert cli.main(["run", "--out", "mine"]) == 0
+    capsys.readouterr()
+    assert cli.main(["run", "--resume", "mine", "--train.epochs", "9"]) == 2
+    assert "changed settings beside --resume mine" in told(capsys)
+    assert load_config(Path("mine/config.yaml")).train.epochs == Config().train.epochs
+
+
+@pytest.mark.parametrize("ending", [ValueError("loss\nis nan"), FileNotFoundError("no"), OSError(28, "No space left")])
+def test_errors_of_a_run_are_one_line(ending, runner, capsys, monkeypatch):
+    runner.ending = ending
+    assert cli.main(["run"]) == 2
+    assert "\n" not in capsys.readouterr().err.partition("error: ")[2].strip()
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "1")
+    with pytest.raises(type(ending)):
+        cli.main(["run"])
+
+
+def test_report_is_made_again(tmp_path, capsys):
+    rundir.write_result(tmp_path, {"title": "t", "summary": SUMMARY})
+    assert cli.main(["report", str(tmp_path), "--json"]) == 0
+    assert (tmp_path / "report.html").is_file()
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["summary"][0]["accuracy"] == 0.97 and "joint" in captured.err
+
+
+def test_trace_lists_the_passes_of_every_layer(capsys):
+    assert cli.main(["trace", "--model", "lenet", "--batch-size", "4", "--json"]) == 0
+    captured = capsys.readouterr()
+    traced = json.loads(captured.out)
+    by_name = {}
+    for row in traced["operations"]:
+        by_name.setdefault(row["name"], []).append(row["pass"])
+        assert row["macs"] <= row["macs_with_padding"]
+    first, *others = by_name.values()
+    assert sorted(first) == ["forward", "weight_grad"]  # nothing trainable lies below the first layer
+    assert all(sorted(passes) == ["forward", "input_grad", "weight_grad"] for passes in others)
+    assert traced["macs"] == sum(row["macs"] for row in traced["operations"])
+    assert "conv" in captured.err
+
+
+def test_cost_of_a_preset(capsys):
+    arguments = ["cost", "--model", "mlp", "--batch-size", "8", "--evaluations", "32", "--json"]
+    assert cli.main(arguments) == 0
+    costs = json.loads(capsys.readouterr().out)
+    for cost in (costs["training_step"], costs["inference"]):
+        assert sum(cost["energy_by_component_uj"].values()) == pytest.approx(cost["energy_uj"], rel=1e-4)
+        assert cost["edp_js"] == pytest.approx(1e-9 * cost["energy_uj"] * cost["latency_ms"])
+    assert costs["training_step"]["energy_uj"] > costs["inference"]["energy_uj"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chip", "edge_triner"], "edge_trainer"),
+        (["--model", "no.such:thing"], "no.such"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_cost_of_what_does_not_exist(arguments, message, capsys):
+    assert cli.main(["cost", *arguments]) == 2
+    assert message in told(capsys)
