@@ -233,7 +233,7 @@ def _report(command: ReportCommand) -> None:
     if not command.directory.is_dir():
         raise FileNotFoundError(f"no such directory: {command.directory}; give a run directory, such as those in runs/")
     write_report(command.directory)
-    _show_summary(rundir.read_result(command.directory)["summary"], command.directory, command.as_json)
+    _show_summary(rundir.read_result(command.directory).get("summary", []), command.directory, command.as_json)
 
 
 def _trace(command: TraceCommand) -> None:

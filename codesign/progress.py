@@ -48,7 +48,7 @@ class TerminalProgress:
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
         self._console = console or Console(stderr=True)
         self._clock = clock
-        self._bars = Bars(
+        self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -67,13 +67,13 @@ class TerminalProgress:
         """See `Progress`."""
         self._stages = dict(stages)
         self._begun = self._clock()
-        self._whole = self._bars.add_task("whole run", total=sum(self._stages.values()), text="")
+        self._whole = self.bars.add_task("whole run", total=sum(self._stages.values()), text="")
 
     def stage(self, name: str) -> None:
         """See `Progress`."""
         self._finish_stage()
         self._name, self._done, self._metrics, self._stage_begun = name, 0, "", self._clock()
-        self._current = self._bars.add_task(name, total=self._stages.get(name, 0), text="")
+        self._current = self.bars.add_task(name, total=self._stages.get(name, 0), text="")
 
     def advance(self, steps: int = 1, **metrics: float) -> None:
         """See `Progress`."""
@@ -83,15 +83,15 @@ class TerminalProgress:
         if metrics:
             self._metrics = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
         if self._current is not None and self._whole is not None:
-            self._bars.update(self._current, completed=self._done, text=self._metrics)
-            self._bars.update(self._whole, completed=self._total_done, text=self._time_left())
+            self.bars.update(self._current, completed=self._done, text=self._metrics)
+            self.bars.update(self._whole, completed=self._total_done, text=self._time_left())
 
     def message(self, text: str) -> None:
         """See `Progress`."""
         self._console.print(text, markup=False, highlight=False)
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self.bars.start()
         return self
 
     def __exit__(
@@ -99,13 +99,13 @@ class TerminalProgress:
     ) -> None:
         if error is None:
             self._finish_stage()
-        self._bars.stop()
+        self.bars.stop()
 
     def _finish_stage(self) -> None:
         """Replace the bar of a finished stage by a line."""
         if self._current is None:
             return
-        self._bars.remove_task(self._current)
+        self.bars.remove_task(self._current)
         self._current = None
         seconds = self._clock() - self._stage_begun
         self.message(f"{self._name}: {self._done} steps, {_duration(seconds)}  {self._metrics}".rstrip())

@@ -1,16 +1,20 @@
 """The command line as its user meets it: help, results, one line for a mistake, exit codes."""
 
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from codesign import cli, rundir
 from codesign.config import Config, dump_config, load_config
+from codesign.progress import TerminalProgress, deferred_interrupt
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = [
@@ -68,9 +72,7 @@ def test_run_help_explains_every_setting(capsys):
 
 def test_help_starts_without_the_heavy_libraries():
     script = "import sys; from codesign.cli import main; main(['run', '--help']); print(sorted(sys.modules))"
-    started = time.perf_counter()
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert time.perf_counter() - started < 30
     loaded = set(output.splitlines()[-1].replace("'", "").strip("[]").split(", "))
     assert "tyro" in loaded and not {"jax", "flax", "orbax", "matplotlib", "sklearn"} & loaded
 
@@ -166,6 +168,44 @@ def test_report_is_made_again(tmp_path, capsys):
     assert (tmp_path / "report.html").is_file()
     captured = capsys.readouterr()
     assert json.loads(captured.out)["summary"][0]["accuracy"] == 0.97 and "joint" in captured.err
+
+
+def test_progress_tells_the_time_left_from_the_steps_that_took_time():
+    now = [100.0]
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120)
+    with TerminalProgress(console, clock=lambda: now[0]) as progress:
+        progress.plan([("pretrain", 50), ("joint", 20)])
+        progress.stage("pretrain")
+        progress.advance(50)  # done in an earlier run
+        progress.stage("joint")
+        for _ in range(5):
+            now[0] += 2.0
+            progress.advance(loss=0.25)
+        assert [task.fields["text"] for task in progress.bars.tasks] == ["30 s left", "loss 0.25"]  # 15 steps of 2 s
+        assert progress.bars.tasks[0].completed == 55
+    assert "pretrain: 50 steps" in stream.getvalue() and "joint: 5 steps, 10 s  loss 0.25" in stream.getvalue()
+
+
+def test_progress_in_a_file_is_one_line_per_stage():
+    stream = io.StringIO()
+    with TerminalProgress(Console(file=stream, width=120), clock=lambda: 0.0) as progress:
+        progress.plan([("a", 1), ("b", 1)])
+        for name in "ab":
+            progress.stage(name)
+            progress.advance(loss=1.0)
+    assert stream.getvalue() == "a: 1 steps, 0 s  loss 1\nb: 1 steps, 0 s  loss 1\n"
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_not_twice():
+    before = signal.getsignal(signal.SIGINT)
+    with deferred_interrupt() as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_trace_lists_the_passes_of_every_layer(capsys):
