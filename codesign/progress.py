@@ -35,11 +35,23 @@ class Progress(Protocol):
     ) -> None: ...
 
 
-class NullProgress(Progress):
-    """Says nothing."""
+class NullProgress:
+    """A `Progress` that says nothing."""
+
+    def plan(self, stages: Sequence[tuple[str, int]]) -> None: ...
+
+    def stage(self, name: str) -> None: ...
+
+    def advance(self, steps: int = 1, **metrics: float) -> None: ...
+
+    def message(self, text: str) -> None: ...
 
     def __enter__(self) -> Self:
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
 
 
 class TerminalProgress:
