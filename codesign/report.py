@@ -135,7 +135,7 @@ def history_from_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, dict
     epochs = [record for record in records if "method" in record and "epoch" in record]
     for method in dict.fromkeys(str(record["method"]) for record in epochs):
         mine = [record for record in epochs if record["method"] == method]
-        rows = []
+        rows: list[Mapping[str, Any]] = []
         for before, record in zip([None, *mine], mine, strict=False):
             if before is not None and record["epoch"] <= before["epoch"]:
                 rows.append({"epoch": record["epoch"]})

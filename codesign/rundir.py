@@ -199,7 +199,7 @@ def read_yaml(path: Path) -> Any:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"not valid YAML: {error.problem} in {path}{where}; correct it there") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except Exception as error:  # PyYAML raises anything, down to AttributeError, where a value does not fit its tag
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"not valid YAML: {reason} in {path}; is this the right file?") from None
 
