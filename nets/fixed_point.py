@@ -183,7 +183,7 @@ def quantise_error(x: jax.Array, step: jax.Array, limit: jax.Array, words: jax.A
       Shape and dtype of `x`. Not differentiable: it serves inside backward rules.
     """
     scaled = x / step
-    level = jnp.round(scaled) if words is None else rounding.stochastic(scaled, words)
+    level = rounding.nearest(scaled) if words is None else rounding.stochastic(scaled, words)
     return jnp.clip(level, -limit, limit - 1.0) * step
 
 

@@ -140,7 +140,7 @@ def _by_role(product: Product, first: Any, second: Any) -> tuple[Any, Any]:
 
 def _quantise(x: jax.Array, step: jax.Array, top: jax.Array, signed: bool) -> jax.Array:
     """An operand in its format, in float32 or wider."""
-    return fixed_point.quantise(x.astype(jnp.promote_types(x.dtype, jnp.float32)), step, top, signed)
+    return fixed_point.quantise(x.astype(rounding.float32_or_wider(x.dtype)), step, top, signed)
 
 
 def _multiply(product: Product, weights: jax.Array, inputs: jax.Array) -> jax.Array:

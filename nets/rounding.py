@@ -7,6 +7,7 @@ key.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,11 @@ def nearest(x: jax.Array) -> jax.Array:
 @nearest.defjvp
 def _nearest_jvp(primals, tangents):
     return nearest(*primals), tangents[0]
+
+
+def float32_or_wider(dtype: Any) -> Any:
+    """The dtype to compute in: narrower floats hold neither random fractions nor sums of products exactly."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def random_words(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -67,7 +73,7 @@ def stochastic(x: jax.Array, words: jax.Array) -> jax.Array:
     Returns:
       Integers as floats, shape and dtype of `x`. Not differentiable: it serves inside backward rules.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = float32_or_wider(x.dtype)
     unit = (words >> (32 - _FRACTION_BITS)).astype(dtype)
     threshold = 1.0 - (unit + 0.5) * 2.0**-_FRACTION_BITS
     below = jnp.floor(x)
