@@ -1,0 +1,178 @@
+"""From settings to a problem: data, network, traced workload, design space, and the state that training starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from codesign import mapper
+from codesign.config import ChipConfig, Config, PrecisionConfig, TrainConfig
+from codesign.cooptimize import State, Task
+from codesign.design import DEFAULT_VARIABLES, DesignSpace, Variable, with_values
+from codesign.evaluation import initial_prices, search_mappings
+from codesign.objective import BUDGETS
+from codesign.tracing import trace
+from hw.chip import Chip
+from hw.chips import CHIPS
+from hw.operation import stack_operations
+from hw.technology import make_technology, unknown
+from hw.units import MILLIWATT, MM2
+from nets.data import Dataset
+from nets.dataset_files import load_dataset
+from nets.models import make_model
+from nets.noise import no_noise
+from nets.precision import FLOAT, LayerRule, Precision, PrecisionRules, QuantState, init_precision
+from nets.training import Forward, Params, Rest, cross_entropy, split_model
+
+_BUDGET_SETTINGS = {
+    "area": ("area_mm2", MM2),
+    "latency": ("latency_ms", 1e-3),
+    "energy": ("energy_uj", 1e-6),
+    "power": ("power_mw", MILLIWATT),
+}
+_FREE_VARIABLES = {
+    "bandwidth": ("local_bandwidth_bits", "shared_bandwidth_bits"),
+    "shared_kib": ("shared_kib", "resident_fraction"),
+}
+_CALIBRATION_SAMPLES = 256
+
+
+def load_model(name: str, dataset: Dataset, seed: int) -> nnx.Module:
+    """A reference network by name, or whatever `module:function` of the user's own returns.
+
+    Raises:
+      ValueError: the module or function cannot be imported, or does not return an NNX module.
+    """
+    if ":" not in name:
+        return make_model(name, dataset.input_shape, dataset.num_classes, seed)
+    module_name, function = name.split(":", 1)
+    try:
+        factory = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.name {name!r}: {error}; give module:function that can be imported from here") from None
+    model = factory(dataset.input_shape, dataset.num_classes, seed)
+    if not isinstance(model, nnx.Module):
+        raise ValueError(f"model.name {name!r}: expected a flax.nnx.Module, got {type(model).__name__}; return the model")
+    return model
+
+
+def load_chip(config: ChipConfig) -> Chip:
+    """The preset with the settings' own numbers in place of its own.
+
+    Raises:
+      ValueError: an unknown preset, or numbers that no chip can have.
+    """
+    if config.preset not in CHIPS:
+        raise ValueError(f"chip.preset: {unknown('chip', config.preset, CHIPS)}")
+    chip = CHIPS[config.preset]()
+    if config.node_nm is not None:
+        technology = make_technology(int(config.node_nm))
+        vdd = jnp.asarray(technology["supply.vdd"], chip.vdd.dtype)
+        chip = dataclasses.replace(chip, technology=technology, vdd=vdd)
+    given = {name: getattr(config, name) for name in ("rows", "columns", "local_kib", "shared_kib", "vdd")}
+    return with_values(chip, {name: jnp.asarray(float(value)) for name, value in given.items() if value is not None})
+
+
+def design_space(chip: Chip, free: tuple[str, ...]) -> DesignSpace:
+    """The quantities that the settings free, under the names of `codesign.design`."""
+    names = [name for setting in free for name in _FREE_VARIABLES.get(setting, (setting,))]
+    return DesignSpace(chip, {name: variable for name, variable in DEFAULT_VARIABLES.items() if name in names})
+
+
+def budgets(config: Config, base: Chip) -> dict[str, float]:
+    """Limits in SI units; without any setting, the area of the base chip, so that no gain is bought with area."""
+    limits = {}
+    for name in BUDGETS:
+        setting, unit = _BUDGET_SETTINGS[name]
+        if (value := getattr(config.objective, setting)) is not None:
+            limits[name] = value * unit
+    return limits or {"area": float(base.area().total)}
+
+
+def weight_optimizer(config: TrainConfig) -> Callable[[int], optax.GradientTransformation]:
+    """The weights' transformation for a number of steps: the learning rate falls to zero along a cosine."""
+    makers: Mapping[str, Callable[[Any], optax.GradientTransformation]] = {
+        "sgd": optax.sgd,
+        "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+        "adam": optax.adam,
+    }
+    return lambda num_steps: makers[config.optimizer](optax.cosine_decay_schedule(config.learning_rate, max(num_steps, 1)))
+
+
+def calibrate(
+    forward: Forward, params: Params, rest: Rest, dataset: Dataset, rule: LayerRule
+) -> tuple[Precision, QuantState]:
+    """Formats of one rule for every layer, fitted to a calibration batch of the training set."""
+    images, labels = (x[:_CALIBRATION_SAMPLES] for x in dataset.train)
+
+    def network(params, rest, images):
+        return forward(params, rest, images, None, False)[0]
+
+    rules = PrecisionRules({"*": rule})
+    return init_precision(
+        network, rules, params, rest, jnp.asarray(images), loss=lambda logits: cross_entropy(logits, jnp.asarray(labels))
+    )
+
+
+def initial_rule(config: PrecisionConfig) -> LayerRule:
+    """The rule that learned bits start from."""
+    return LayerRule(config.weights, config.inputs, config.input_grad, config.weight_grad, learn=config.learn)
+
+
+def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
+    """The task and the state before any training, at which every later state has the same structure.
+
+    Raises:
+      ValueError: the model, chip or budgets are impossible; one line says which setting.
+    """
+    model = load_model(config.model.name, dataset, config.train.seed)
+    forward, params, rest = split_model(model)
+    chip = load_chip(config.chip)
+    images = jnp.zeros((config.train.batch_size, *dataset.input_shape))
+
+    def network(params, rest, images):
+        return forward(params, rest, images, None, True)[0]
+
+    workload = trace(network, params, rest, images, optimizer=config.train.optimizer)
+    task = Task(
+        forward=forward,
+        workload=workload,
+        space=design_space(chip, config.chip.free),
+        optimizer=weight_optimizer(config.train),
+        budgets=budgets(config, chip),
+        noise_budget=config.precision.noise_budget,
+        min_bits=config.precision.min_bits,
+        max_bits=config.precision.max_bits,
+        num_candidates=config.search.candidates,
+        evaluations=config.search.evaluations,
+    )
+    precision, quant_state = calibrate(forward, params, rest, dataset, initial_rule(config.precision))
+    bits = precision.bits()
+    key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+    design = task.space.initial()
+    prices = initial_prices(chip, bits.dtype)
+    found = search_mappings(
+        task.space.neighbours(design), workload.step, workload.operation_bits(bits), workload.tensor_bits(bits),
+        prices, key, slots=task.slots, tables=task.tables, start=None, evaluations=task.evaluations,
+        num_best=task.num_candidates,
+    )  # fmt: skip
+    state = State(
+        params=params,
+        rest=rest,
+        precision=precision,
+        quant_state=quant_state,
+        design=design,
+        opt_state=(),
+        multipliers={name: jnp.zeros(()) for name in (*task.budgets, "noise")},
+        mappings=mapper.with_neighbours(found),
+        prices=prices,
+        noise=no_noise(len(precision.names)),
+    )
+    return task, state

@@ -1,0 +1,302 @@
+"""A whole run: stages in order, with checkpoints to resume from, judged by one evaluation, written to one directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codesign import rundir
+from codesign.baselines import random_chips
+from codesign.checkpoint import Checkpoint, Checkpoints
+from codesign.config import Config, dump_config, fingerprint
+from codesign.cooptimize import State, StepFunction, make_step, refresh_mappings, refresh_noise, start_phase
+from codesign.design import physical_values, with_values
+from codesign.evaluation import Evaluated, evaluate_chip
+from codesign.legalize import legal_chip, polish
+from codesign.mapper import replace_best
+from codesign.objective import bit_operations, step_cost
+from codesign.problem import calibrate, initial_rule, make_task
+from codesign.progress import NullProgress, Progress, deferred_interrupt
+from codesign.report import write_report
+from codesign.stages import Stage, plan
+from codesign.summary import summarise
+from hw.chip import Chip
+from hw.chips import CHIPS
+from nets.data import batches
+from nets.dataset_files import load_dataset
+from nets.precision import LayerRule, freeze
+from nets.training import Metrics, evaluate
+
+_FINAL_EFFORT = 4  # mappings tried per operation in a final evaluation, as a multiple of those of one refresh
+_CHECKPOINT_STEPS = 200  # steps lost at most by a kill
+_CURVES = {"energy": ("energy_uj", 1e6), "latency": ("latency_ms", 1e3), "area": ("area_mm2", 1e6)}
+
+
+def run(config: Config, directory: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Run all methods of a config and write everything to a directory.
+
+    Args:
+      config: the settings.
+      directory: exists; empty, or with `resume` one that was begun under the same settings.
+      resume: go on from its last checkpoint.
+      progress: where to show how far it is.
+
+    Returns:
+      What result.json holds.
+
+    Raises:
+      ValueError: settings, data or budgets that cannot be met, a loss that is not finite; what was reached is kept.
+    """
+    with Checkpoints(directory, fingerprint(config)) as checkpoints, progress or NullProgress() as shown:
+        if not resume:
+            rundir.write_atomic(directory / rundir.CONFIG, dump_config(config))
+        current = Run(config, directory, shown, checkpoints)
+        current.execute(checkpoints.resume() if resume else None)
+        result = current.result()
+    rundir.write_result(directory, result)
+    rundir.write_design(directory, result["design"])
+    write_report(directory)
+    return result
+
+
+class Run:
+    """A run in progress.
+
+    Attributes:
+      states: named states, see `codesign.stages.Slot`; all but "current" without optimiser state.
+      results: finished method -> what it reached, JSON-like.
+      notes: what unfinished methods must remember, JSON-like.
+      epoch_metrics: metrics of the steps since the last full epoch.
+    """
+
+    def __init__(self, config: Config, directory: Path, progress: Progress, checkpoints: Checkpoints):
+        self.config, self.directory, self.progress, self.checkpoints = config, directory, progress, checkpoints
+        self.dataset = load_dataset(config.data.name)
+        self.task, initial = make_task(config, self.dataset)
+        self.stages = plan(config)
+        self.steps_per_epoch = len(self.dataset.train.labels) // config.train.batch_size
+        self.states: dict[str, State] = {"pretrained": initial, "current": initial, "best": initial}
+        self.results: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
+        self.epoch_metrics: list[dict[str, float]] = []
+        self.key = jax.random.key(config.train.seed)
+
+    def execute(self, checkpoint: Checkpoint | None) -> None:
+        """Go through all stages, after a checkpoint if there is one."""
+        first, first_step = (0, 0) if checkpoint is None else self._restore(checkpoint)
+        self.progress.plan([(stage.name, self._num_steps(stage)) for stage in self.stages])
+        for index, stage in enumerate(self.stages):
+            self.progress.stage(stage.name)
+            if index < first:
+                self.progress.advance(self._num_steps(stage))
+                continue
+            started = time.perf_counter()
+            self._train(stage, index, first_step if index == first else 0)
+            getattr(self, f"_{stage.finish}")(stage, jax.random.fold_in(self.key, 1_000_000 + index))
+            self.notes.setdefault("seconds", {})[stage.name] = round(time.perf_counter() - started, 2)
+            self._save(index + 1, 0)
+
+    def _num_steps(self, stage: Stage) -> int:
+        return stage.epochs * self.steps_per_epoch
+
+    def _save(self, index: int, step: int) -> None:
+        """Write a checkpoint: `step` steps of stage `index` are done."""
+        position = sum(self._num_steps(stage) + 1 for stage in self.stages[:index]) + step
+        precision = self.states["pretrained"].precision
+        note = {
+            "stage": index, "step": step, "signed": precision.signed,
+            "results": self.results, "notes": self.notes, "epoch_metrics": self.epoch_metrics,
+        }  # fmt: skip
+        self.checkpoints.save(position, self.states, note)
+
+    def _restore(self, checkpoint: Checkpoint) -> tuple[int, int]:
+        """Take over a checkpoint; returns the stage and step to go on with."""
+        note = checkpoint.note
+        index, step = note["stage"], note["step"]
+        signed = tuple((bool(weights), bool(inputs)) for weights, inputs in note["signed"])
+        initial = self.states["current"]
+        template = dataclasses.replace(initial, precision=dataclasses.replace(initial.precision, signed=signed))
+        current = template
+        if step:
+            current = start_phase(self.task, self.stages[index].phase, template, self._num_steps(self.stages[index]))
+        self.states = checkpoint.state({"pretrained": template, "current": current, "best": template})
+        self.results, self.notes, self.epoch_metrics = note["results"], note["notes"], note["epoch_metrics"]
+        return index, step
+
+    def _train(self, stage: Stage, index: int, first_step: int) -> None:
+        """Run a stage's steps; metrics once per epoch, a checkpoint now and then and when interrupted."""
+        phase, total = stage.phase, self._num_steps(stage)
+        if not first_step:
+            state = self._prepared(stage)
+            self.states["current"] = start_phase(self.task, phase, state, total)
+        step_fn = make_step(self.task, phase, total)
+        key = jax.random.fold_in(self.key, index)
+        self.progress.advance(first_step)
+        with deferred_interrupt() as interrupted:
+            for step, batch in self._batches(stage, first_step, total):
+                self._advance(stage, step_fn, step, batch, jax.random.fold_in(key, step))
+                if (step + 1) % self.steps_per_epoch == 0:
+                    self._log(stage, (step + 1) // self.steps_per_epoch)
+                if interrupted() or ((step + 1) % _CHECKPOINT_STEPS == 0 and step + 1 < total):
+                    self._save(index, step + 1)
+                if interrupted():
+                    raise KeyboardInterrupt
+        self.states["current"] = dataclasses.replace(self.states["current"], opt_state=())
+
+    def _advance(self, stage: Stage, step_fn: StepFunction, step: int, batch: tuple[Any, Any], key: jax.Array) -> None:
+        """One step, after a refresh where one is due."""
+        state = self.states["current"]
+        if step % self.config.search.refresh_every == 0:
+            state = self._refreshed(stage, state, batch, key)
+        state, metrics = step_fn(state, *batch, key)
+        if not np.isfinite(metrics.get("loss", 0.0)):
+            raise ValueError(
+                f"loss in {stage.name}, step {step}: expected a finite number, got {metrics['loss']}; lower "
+                f"train.learning_rate ({self.config.train.learning_rate:g}) or look at the data; the last checkpoint is kept"
+            )
+        self.states["current"] = state
+        self.epoch_metrics.append({name: float(value) for name, value in metrics.items()})
+        shown = {name: self.epoch_metrics[-1][name] for name in ("loss", "accuracy", "edp") if name in metrics}
+        self.progress.advance(1, **shown)
+
+    def _prepared(self, stage: Stage) -> State:
+        """The state a stage starts from, with the formats it wants."""
+        state = self.states[stage.start]
+        if stage.bits is not None:
+            rule = LayerRule(*(stage.bits,) * 4)
+            precision, quant_state = calibrate(self.task.forward, state.params, state.rest, self.dataset, rule)
+            state = dataclasses.replace(state, precision=precision, quant_state=quant_state)
+        elif stage.phase.quantised and not stage.phase.learn_bits:
+            # Flags stay as they are, so that every state of a run has one structure.
+            frozen = dataclasses.replace(freeze(state.precision), learned=state.precision.learned)
+            state = dataclasses.replace(state, precision=frozen)
+        return state
+
+    def _batches(self, stage: Stage, first_step: int, total: int) -> Iterator[tuple[int, tuple[Any, Any]]]:
+        """Step numbers from `first_step` on with their batches; a function of the seed and the step alone."""
+        if not stage.phase.train:
+            yield from ((step, (None, None)) for step in range(first_step, total))
+            return
+        train = self.config.train
+        for epoch in range(first_step // self.steps_per_epoch, stage.epochs):
+            examples = batches(
+                self.dataset, train.batch_size, train.seed, epoch, max_shift=1 if train.augment else 0
+            )
+            for i, batch in enumerate(examples):
+                step = epoch * self.steps_per_epoch + i
+                if step >= first_step:
+                    yield step, batch
+
+    def _refreshed(self, stage: Stage, state: State, batch: tuple[Any, Any], key: jax.Array) -> State:
+        """New candidate mappings and a new measurement of error noise, where the stage uses them."""
+        if stage.phase.penalty == "edp":
+            state = refresh_mappings(self.task, state, jax.random.fold_in(key, 1))
+        if stage.phase.learn_bits:
+            state = refresh_noise(self.task, state, *batch, jax.random.fold_in(key, 2))
+        return state
+
+    def _log(self, stage: Stage, epoch: int) -> None:
+        """One line of metrics.jsonl: means over an epoch's steps, and the chip and bits at its end."""
+        seen, self.epoch_metrics = self.epoch_metrics, []
+        means = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}
+        record: dict[str, Any] = {"method": stage.method, "stage": stage.name, "epoch": self._epoch(stage) + epoch} | means
+        record |= {new: means[old] * scale for old, (new, scale) in _CURVES.items() if old in means}
+        state = self.states["current"]
+        if stage.phase.learn_bits:
+            record["bits_mean"] = float(jnp.mean(state.precision.bits()))
+        if stage.phase.learn_chip:
+            record["chip"] = {n: float(self.task.space.variables[n].value(raw)) for n, raw in state.design.items()}
+        if stage.phase.train:
+            record["validation_accuracy"] = self._evaluate(stage.phase.quantised, "validation").accuracy
+        rundir.append_metrics(self.directory, record)
+
+    def _epoch(self, stage: Stage) -> int:
+        """Epochs of the same method before a stage; tries beside each other all start at zero."""
+        earlier = self.stages[: self.stages.index(stage)]
+        return sum(s.epochs for s in earlier if s.method == stage.method and s.finish != "try")
+
+    def _evaluate(self, quantised: bool, split: str) -> Metrics:
+        """Loss and accuracy of the current network on a split."""
+        state, examples = self.states["current"], getattr(self.dataset, split)
+        if not quantised:
+            return evaluate(self.task.forward, state.params, state.rest, examples)
+        groups = (state.params, state.precision, state.quant_state)
+        return evaluate(self.task.quantised_evaluation, groups, state.rest, examples)
+
+    def _calibrate(self, stage: Stage, key: jax.Array) -> None:
+        """Fit formats to the pretrained network."""
+        state = self.states["current"]
+        rule = initial_rule(self.config.precision)
+        precision, quant_state = calibrate(self.task.forward, state.params, state.rest, self.dataset, rule)
+        state = dataclasses.replace(state, precision=precision, quant_state=quant_state)
+        self.states = dict.fromkeys(self.states, state)
+
+    def _try(self, stage: Stage, key: jax.Array) -> None:
+        """Keep the state of the best try: fewest bit operations among those within half a point of the best accuracy."""
+        state, workload = self.states["current"], self.task.workload
+        work = float(bit_operations(workload.step, workload.operation_bits(state.precision.bits())))
+        accuracy = self._evaluate(True, "validation").accuracy
+        tried = self.notes.setdefault("sequential_tries", [])
+        tried.append({"weight": stage.phase.weight, "validation_accuracy": accuracy, "bit_operations": work})
+        best = max(t["validation_accuracy"] for t in tried)
+        good = [t for t in tried if t["validation_accuracy"] >= best - 0.005]
+        if min(good, key=lambda t: t["bit_operations"]) is tried[-1]:
+            self.states["best"] = state
+
+    def _legalise(self, stage: Stage, key: jax.Array) -> None:
+        """Pin the chip to its grain, search mappings anew, polish; note what each did to the EDP."""
+        state, task = self.states["current"], self.task
+        bits = state.precision.bits()
+        chip = task.space.chip(state.design)
+        last = float(step_cost(chip, *self._work(bits), state.mappings.accesses, state.prices).edp)
+        options = self._search_options()
+        legal = evaluate_chip(
+            legal_chip(task.space, state.design), *self._work(bits), jax.random.fold_in(key, 0), task.workload.labels,
+            start=state.mappings, prices=state.prices, **options,
+        )  # fmt: skip
+        polished = polish(task.space, legal, *self._work(bits), task.budgets, jax.random.fold_in(key, 1), **options)
+        self.notes[stage.method] = {
+            "chip": physical_values(polished.chip),
+            "gap": float(legal.cost.edp) / last - 1.0,
+            "gap_polished": float(polished.cost.edp) / last - 1.0,
+        }
+        mappings = replace_best(state.mappings, polished.candidates)
+        self.states["current"] = dataclasses.replace(state, mappings=mappings, prices=polished.prices)
+
+    def _report(self, stage: Stage, key: jax.Array) -> None:
+        """Accuracy, cost and design of a finished method."""
+        state, method = self.states["current"], stage.method
+        note = self.notes.get(method, {})
+        if stage.phase.quantised:
+            chip = with_values(self.task.space.base, {n: jnp.asarray(v) for n, v in note.get("chip", {}).items()})
+            bits = state.precision.bits()
+        else:
+            chip, bits = CHIPS["edge_trainer_fp32"](), jnp.full((len(state.precision.names), 4), 32.0)
+        start = state.mappings if "chip" in note else None
+        found = self._final(chip, bits, key, start, state.prices)
+        accuracy = {f"{s}_accuracy": self._evaluate(stage.phase.quantised, s).accuracy for s in ("validation", "test")}
+        self.results[method] = accuracy | note | summarise(self.task.workload, found, bits)
+
+    def _final(self, chip: Chip, bits: jax.Array, key: jax.Array, start=None, prices=None) -> Evaluated:
+        """The evaluation that every method is judged by."""
+        options = self._search_options()
+        options["evaluations"] *= _FINAL_EFFORT
+        return evaluate_chip(chip, *self._work(bits), key, self.task.workload.labels, start=start, prices=prices, **options)
+
+    def _work(self, bits: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        """The training step with the widths that bits (P, 4) give its operands and tensors."""
+        workload = self.task.workload
+        return workload.step, workload.operation_bits(bits), workload.tensor_bits(bits)
+
+    def _search_options(self) -> dict[str, Any]:
+        task = self.task
+        return {
+            "slots": task.slots, "tables": task.tables, "evaluations": task.evaluations, "num_best": task.num_candidates,
+        }  # fmt: skip
