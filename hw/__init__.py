@@ -1,6 +1,6 @@
 """A parametrised chip and what work costs on it; every formula in JAX, for one nest, batched with `jax.vmap`."""
 
-from hw.accesses import Accesses, count
+from hw.accesses import TIMELOOP, ZIGZAG, Accesses, Conventions, count
 from hw.mapping import Mapping, make_mapping, outermost_mapping
 from hw.operation import LOOPS, OPERANDS, PASSES, Operation, make_operation, stack_operations, transposed
 
@@ -11,7 +11,10 @@ __all__ = [
     "LOOPS",
     "OPERANDS",
     "PASSES",
+    "TIMELOOP",
+    "ZIGZAG",
     "Accesses",
+    "Conventions",
     "Mapping",
     "Operation",
     "count",

@@ -22,6 +22,22 @@ _BOXED = RELEVANT & ~(_INPUTS[:, None] & _SLIDING)
 """Loops whose factor multiplies the words of a tile; those of the input window enter by its extents."""
 
 
+class Conventions(NamedTuple):
+    """What models differ in.
+
+    Attributes:
+      halo_reuse: a buffer keeps what neighbouring windows share while the innermost loop that moves them advances.
+      gaps: a tile of inputs is the bounding box of its windows; without, inputs that no window touches are left out.
+    """
+
+    halo_reuse: bool = True
+    gaps: bool = True
+
+
+TIMELOOP = Conventions()
+ZIGZAG = Conventions(halo_reuse=False, gaps=False)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Accesses:
@@ -31,6 +47,7 @@ class Accesses:
       reads: words read for the level below (or the MACs), and to add to partial sums, shape (L, 3).
       fills: words written from the level above, shape (L, 3).
       updates: words of the accumulated operand written from below, shape (L, 3).
+      entering: words of all tiles that pass through; an accumulated operand drains as many, shape (L, 3).
       finals: those of `updates` that are complete sums, and so have the width of the stored operand, shape (L, 3).
       footprint: words of the largest tile, zero where the operand is not kept, shape (L, 3).
       keep: 1 where the operand is kept, shape (L, 3).
@@ -43,6 +60,7 @@ class Accesses:
     reads: jax.Array
     fills: jax.Array
     updates: jax.Array
+    entering: jax.Array
     finals: jax.Array
     footprint: jax.Array
     keep: jax.Array
@@ -52,12 +70,13 @@ class Accesses:
     macs: jax.Array
 
 
-def count(operation: Operation, mapping: Mapping) -> Accesses:
+def count(operation: Operation, mapping: Mapping, conventions: Conventions = TIMELOOP) -> Accesses:
     """Counts what every level reads and writes while a nest runs under a mapping.
 
     Args:
       operation: the nest.
       mapping: its tiling, order and kept operands.
+      conventions: what a tile of inputs holds and keeps; static.
 
     Returns:
       Counts in words, exact for integer factors and continuous in real-valued ones.
@@ -65,7 +84,7 @@ def count(operation: Operation, mapping: Mapping) -> Accesses:
     Source: the conventions are those of Timeloop (Parashar et al., ISPASS 2019), rederived and checked point by point.
     """
     fan_out = jnp.prod(mapping.spatial, axis=1)
-    traffic = _tile_traffic(operation, mapping, fan_out)
+    traffic = _tile_traffic(operation, mapping, fan_out, conventions)
     accessed = _accesses_from_below(operation, mapping, fan_out, traffic.entering)
 
     top = jnp.arange(mapping.num_levels)[:, None] == mapping.num_levels - 1
@@ -76,6 +95,7 @@ def count(operation: Operation, mapping: Mapping) -> Accesses:
         reads=read_only * accessed + summed * (accessed - traffic.first_touched),
         fills=jnp.where(top, 0.0, read_only * traffic.entering + summed * (traffic.entering - traffic.first_entering)),
         updates=summed * accessed,
+        entering=mapping.keep * traffic.entering,
         finals=summed * traffic.first_touched * (1.0 - _present(copies)),
         footprint=mapping.keep * traffic.footprint,
         keep=mapping.keep,
@@ -95,7 +115,7 @@ class _Traffic(NamedTuple):
     first_touched: jax.Array
 
 
-def _tile_traffic(operation: Operation, mapping: Mapping, fan_out: jax.Array) -> _Traffic:
+def _tile_traffic(operation: Operation, mapping: Mapping, fan_out: jax.Array, conventions: Conventions) -> _Traffic:
     tiles = jnp.minimum(mapping.tiles(), operation.bounds[None])
     exists = operation.bounds[None] / (tiles * _above(mapping.temporal * fan_out))  # 1 if factors divide the bounds
     steps = mapping.tiles() / mapping.temporal
@@ -103,7 +123,9 @@ def _tile_traffic(operation: Operation, mapping: Mapping, fan_out: jax.Array) ->
     below = jnp.ones_like(tiles[0])
     levels = []
     for l, tile in enumerate(tiles):
-        extents = _extents(operation, tile)
+        extents = (
+            _extents(operation, tile) if conventions.gaps else _distinct_windows(operation, tile, jnp.ones_like(tile))
+        )
         pattern = _pattern(operation, tile, below)
         below = jnp.where(mapping.keep[l, 1] > 0.5, tile, below)
         boxed = _product(_BOXED, tile)
@@ -111,7 +133,8 @@ def _tile_traffic(operation: Operation, mapping: Mapping, fan_out: jax.Array) ->
         for factors, step in zip(mapping.temporal[l + 1 :], steps[l + 1 :], strict=True):
             offset = jnp.stack([operation.stride * step[_OUTPUTS], operation.dilation * step[_TAPS]])
             n = factors[_OUTPUTS.start :].reshape(2, 2)
-            entered = extents[None] + (n - 1.0) * jnp.minimum(offset, extents[None])
+            new = jnp.minimum(offset, extents[None]) if conventions.halo_reuse else extents[None]
+            entered = extents[None] + (n - 1.0) * new
             runs.append(_runs(factors, extents, entered))
             touched = pattern.touched[None] + (n - 1.0) * pattern.last(offset)
             touched_runs.append(_runs(factors, pattern.touched, touched))

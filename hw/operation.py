@@ -89,11 +89,9 @@ def make_operation(
         raise ValueError(f"expected padding ((before, after), (before, after)) >= 0, got {padding!r}")
     taps = []
     for axis, (outputs, window) in enumerate(((P, R), (Q, S))):
-        before, after = padding[axis]
         extent = (outputs - 1) * stride[axis] + (window - 1) * dilation[axis] + 1
-        size = extent - before - after if input_size is None else input_size[axis]
-        position = np.add.outer(np.arange(outputs) * stride[axis], np.arange(window) * dilation[axis]) - before
-        taps.append(int(np.sum((position >= 0) & (position < size))))
+        size = extent - sum(padding[axis]) if input_size is None else input_size[axis]
+        taps.append(_taps_on_data(outputs, window, stride[axis], dilation[axis], padding[axis][0], size))
     dtype = jnp.result_type(float)
     return Operation(
         bounds=jnp.array(list(bounds.values()), dtype),
@@ -142,6 +140,16 @@ def transposed(operation: Operation, input_size: tuple[int, int] | None = None) 
 def stack_operations[Tree](trees: Sequence[Tree]) -> Tree:
     """Stacks pytrees of equal structure (operations, mappings, costs) along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _taps_on_data(outputs: int, window: int, stride: int, dilation: int, before: int, size: int) -> int:
+    """Number of pairs p < outputs, r < window with ``0 <= p * stride + r * dilation - before < size``."""
+    if window > outputs:
+        outputs, window, stride, dilation = window, outputs, dilation, stride
+    start = np.arange(window) * dilation - before
+    first = np.maximum(-(start // stride), 0)
+    last = np.minimum((size - 1 - start) // stride, outputs - 1)
+    return int(np.sum(np.maximum(last - first + 1, 0)))
 
 
 def _is_integer(value: object) -> bool:

@@ -62,7 +62,7 @@ def all_mappings(bounds: dict[str, int], stride=(1, 1), dilation=(1, 1)) -> Iter
         temporal, spatial = by_slot[:LEVELS], by_slot[LEVELS:]
         for order in orders(temporal):
             for kept in product((True, False), repeat=LEVELS - 1):
-                keep = dict.fromkeys(OPERANDS, [*kept, True])
+                keep = {operand: [*kept, True] for operand in OPERANDS}
                 yield Nest(bounds, stride, dilation, temporal, spatial, list(order), keep)
 
 

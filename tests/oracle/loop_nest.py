@@ -159,7 +159,7 @@ def _first_touches(nest: Nest, operand: str, visits: list, visits_below: list, b
         branches = [{n: a[n] + b[n] for n in LOOPS} for a in branches for b in _offsets(nest, l)]
     shifts = [_position(nest, operand, branch) for branch in branches]
     count, remaining = 0, deque(visits_below)
-    for i, (step, visit) in enumerate(visits):
+    for i, (_, visit) in enumerate(visits):
         end = visits[i + 1][0] if i + 1 < len(visits) else None
         touched = set(visit.elements - visit.entered if visit.is_first else visit.elements)
         while remaining and (end is None or remaining[0][0] // steps_below < end):

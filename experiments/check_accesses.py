@@ -1,0 +1,124 @@
+"""Compares the access counts with those of Timeloop or ZigZag, point by point.
+
+``python -m experiments.check_accesses FILE [--json] [--format timeloop|zigzag]``; seconds for some hundred points.
+Ends with exit code 0 if every entry matches, 1 if some do not, 2 if the file cannot be read.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.reference_points import Case, Entry, FormatError
+from experiments.timeloop_points import TimeloopPoint, read_timeloop
+from experiments.zigzag_points import ZigzagPoint, read_zigzag
+from hw import LOOPS, Accesses, Conventions, count
+
+SHOWN = 5
+type Point = TimeloopPoint | ZigzagPoint
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compares the access counts with those of Timeloop or ZigZag, point by point.
+
+    Attributes:
+      file: reference points, one JSON object a line (timeloop) or one document (zigzag).
+      json: print one JSON object instead of text.
+      format: whose points they are.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    json: bool = False
+    format: Literal["timeloop", "zigzag"] = "timeloop"
+
+
+def check(path: Path, format: Literal["timeloop", "zigzag"] = "timeloop") -> dict:
+    """Compares all points of a file; counts are exact where the caller enables double precision.
+
+    Returns:
+      `points`, `entries`, `mismatches`, `worst_relative_error` and `first_mismatches`, each explained in a line.
+
+    Raises:
+      FormatError: the file is truncated or of another format.
+      OSError: it cannot be read.
+    """
+    entries, mismatches, worst = 0, [], 0.0
+    points: Sequence[Point] = read_zigzag(path) if format == "zigzag" else read_timeloop(path)
+    if not points:
+        raise FormatError("line 1, field (all): no points")
+    counts = iter(_count_all([case for point in points for case in point.cases], points[0].conventions))
+    for point in points:
+        of_cases = [next(counts) for _ in point.cases]
+        for entry in point.entries(of_cases):
+            entries += 1
+            worst = max(worst, entry.excess)
+            if not entry.matches:
+                mismatches.append(_explain(point, entry))
+    return {
+        "points": len(points),
+        "entries": entries,
+        "mismatches": len(mismatches),
+        "worst_relative_error": worst,
+        "first_mismatches": mismatches[:SHOWN],
+    }
+
+
+def _count_all(cases: list[Case], conventions: Conventions) -> list[Accesses]:
+    """Counts of all cases in one batch per number of levels, as numpy arrays."""
+    counts: dict[int, Accesses] = {}
+    one = jax.jit(jax.vmap(partial(count, conventions=conventions)))
+    for levels in {case.mapping.num_levels for case in cases}:
+        chosen = [i for i, case in enumerate(cases) if case.mapping.num_levels == levels]
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *(cases[i] for i in chosen))
+        counted = jax.tree.map(np.asarray, one(batch.operation, batch.mapping))
+        for row, i in enumerate(chosen):
+            counts[i] = jax.tree.map(lambda leaf, row=row: leaf[row], counted)
+    return [counts[i] for i in range(len(cases))]
+
+
+def _explain(point: Point, entry: Entry) -> str:
+    """The numbers, and the nest they belong to, outermost level first."""
+    case = point.cases[0]
+    levels = []
+    for l in reversed(range(case.mapping.num_levels)):
+        temporal, spatial = np.asarray(case.mapping.temporal[l]), np.prod(case.mapping.spatial[l], axis=0)
+        loops = [
+            f"{LOOPS[d]}{temporal[d]:g}" for d in np.argsort(-np.asarray(case.mapping.order[l])) if temporal[d] > 1
+        ]
+        loops += [f"({LOOPS[d]}{spatial[d]:g})" for d in range(8) if spatial[d] > 1]
+        levels.append(" ".join(loops) or "-")
+    window = f"stride {np.asarray(case.operation.stride)}, dilation {np.asarray(case.operation.dilation)}"
+    return (
+        f"{point.name}, {entry.name}: expected {entry.expected:.17g}, counted {float(entry.counted):.17g};"
+        f" loops outer to inner, (fan-out): {' | '.join(levels)}; {window}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = tyro.cli(Arguments, args=arguments, description=Arguments.__doc__)
+    try:
+        with jax.enable_x64(True):
+            report = check(options.file, options.format)
+    except (FormatError, OSError, UnicodeDecodeError) as error:
+        print(f"{options.file}: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(f"{report['points']} points, {report['entries']} entries, {report['mismatches']} mismatches")
+        print(f"worst relative error {report['worst_relative_error']:.2g}")
+        print(*report["first_mismatches"], sep="\n")
+    return 1 if report["mismatches"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
