@@ -21,11 +21,14 @@ setup: .venv/installed
 demo: setup
 	$(python) -m codesign run --out "$$(test -e runs/demo && date +runs/demo-%Y%m%d-%H%M%S || echo runs/demo)"
 
+# Most of the time goes into compiling, which uses one core per process.
+pytest := $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: setup
-	$(python) -m pytest
+	$(pytest)
 
 test-slow: setup
-	$(python) -m pytest -m "slow or not slow"
+	$(pytest) -m "slow or not slow"
 
 lint: setup
 	$(python) -m ruff check .
