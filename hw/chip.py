@@ -104,6 +104,19 @@ class Chip:
             [memory.access_energy(level, self.technology, self.vdd) / level.port_bits for level in self.levels()]
         )
 
+    def wire_energy_per_bit(self) -> jax.Array:
+        """Joules to carry a bit between one instance of each level and what it feeds, shape (L,).
+
+        A bit travels the side of the square that everything below the instance covers, once for all that share it: a
+        broadcast. Source of the energy per distance: hw/data/logic.yaml.
+        """
+        below, sides = mac_area(self.mac, self.technology), []
+        for level, fanout in zip(self.levels(), self.fanout.prod(axis=1), strict=True):
+            below = fanout * below
+            sides.append(jnp.sqrt(below))
+            below = below + memory.area(level, self.technology)
+        return self.technology["wire.energy"] * self.vdd**2 * jnp.stack(sides)
+
     def bits_per_cycle(self) -> jax.Array:
         """Bandwidth of one instance of each level, bits per cycle, shape (L,); DRAM capped by the peak of its kind."""
         frequency = self.frequency()
@@ -171,7 +184,7 @@ def make_chip(
     dram_bandwidth_bits: float = 64,
     local_banks: float = 16,
     shared_banks: float = 4,
-    node_nm: int = 28,
+    node_nm: float | None = None,
     technology: Technology | None = None,
     vdd: float | None = None,
     frequency_hz: float | None = None,
@@ -194,7 +207,7 @@ def make_chip(
       dram_bandwidth_bits: bits per cycle of the DRAM interface, besides the peak of the DRAM kind.
       local_banks: banks of the local SRAM, of 64 bytes at least.
       shared_banks: banks of the shared SRAM, of 64 bytes at least.
-      node_nm: feature size, used where no `technology` is given.
+      node_nm: feature size, default 28; instead of a `technology`.
       technology: constants of the process.
       vdd: supply in volts; default the nominal one.
       frequency_hz: clock at `vdd` where it is known (measured chips), scaled to other supplies; default the law.
@@ -204,18 +217,22 @@ def make_chip(
       resident_fraction: share of the shared SRAM for tensors that stay between operations.
 
     Raises:
-      ValueError: a number that is not positive and finite, a fraction outside [0, 1), an SRAM bank below 64 bytes, an
-        unknown node.
+      ValueError: a number that is not positive and finite, a fraction outside [0, 1), an SRAM bank below 64 bytes, a
+        node out of range, both a node and a technology.
     """
-    technology = make_technology(node_nm) if technology is None else technology
+    if technology is not None and node_nm is not None:
+        raise ValueError(f"expected either node_nm or technology, got both; drop {node_nm=}")
+    technology = make_technology(28 if node_nm is None else node_nm) if technology is None else technology
     local_bandwidth_bits = 32 * (rows + columns) if local_bandwidth_bits is None else local_bandwidth_bits
     vdd = float(technology["supply.vdd"]) if vdd is None else vdd
     _check_positive(
         rows=rows, columns=columns, register_bits=register_bits, local_kib=local_kib, shared_kib=shared_kib,
         register_bandwidth_bits=register_bandwidth_bits, local_bandwidth_bits=local_bandwidth_bits,
         shared_bandwidth_bits=shared_bandwidth_bits, dram_bandwidth_bits=dram_bandwidth_bits, local_banks=local_banks,
-        shared_banks=shared_banks, vdd=vdd, vector_lanes=vector_lanes, frequency_hz=frequency_hz or 1.0,
+        shared_banks=shared_banks, vdd=vdd, vector_lanes=vector_lanes,
     )  # fmt: skip
+    if frequency_hz is not None:
+        _check_positive(frequency_hz=frequency_hz)
     if not 0.0 <= resident_fraction < 1.0:
         raise ValueError(f"expected resident_fraction in [0, 1), got {resident_fraction}")
     for name, kib, banks in (("local", local_kib, local_banks), ("shared", shared_kib, shared_banks)):

@@ -32,7 +32,7 @@ class Cost:
       latency: cycles over the clock, seconds, shape ().
       cycles: the largest of compute_cycles and level_cycles, shape ().
       mac_energy: joules, shape ().
-      access_energy: joules by level and operand, shape (L, 3).
+      access_energy: memory accesses and the wires to the level below, joules by level and operand, shape (L, 3).
       control_energy: clock tree and control, joules, shape ().
       compute_cycles: cycles the MACs are busy, slices and density included, shape ().
       level_cycles: cycles each level needs for its traffic, shape (L,).
@@ -107,10 +107,11 @@ def price(
     read_bits = jnp.stack([jnp.where(accumulated[0], bits[1], bits[0]), jnp.where(accumulated[2], bits[1], bits[2])])
     sum_bits = partial_sum_bits(chip.mac, read_bits, _reduction(operation, accumulated))
     accesses = _reside(accesses, resident)
-    reads, writes = _traffic(accesses, accumulated, bits, sum_bits)
-
-    energy_per_bit = chip.energy_per_bit()
-    access_energy = accesses.instances[:, None] * (reads * energy_per_bit[:, :1] + writes * energy_per_bit[:, 1:])
+    reads, fills, drained = _traffic(accesses, accumulated, bits, sum_bits)
+    writes = fills + drained
+    memory_energy = (jnp.stack([reads, writes], axis=-1) * chip.energy_per_bit()[:, None]).sum(axis=-1)
+    wire_energy = (reads + drained) * chip.wire_energy_per_bit()[:, None]
+    access_energy = accesses.instances[:, None] * (memory_energy + wire_energy)
     slots = product_cycles(chip.mac, read_bits) * density[0] * density[1]
     mac_energy = accesses.macs * slots * cycle_energy(chip.mac, chip.technology, chip.vdd, sum_bits)
     on_chip = mac_energy + access_energy[:-1].sum()
@@ -176,11 +177,14 @@ def _reside(accesses: Accesses, resident: jax.Array) -> Accesses:
 
 def _traffic(
     accesses: Accesses, accumulated: jax.Array, bits: jax.Array, sum_bits: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Bits read and written per instance, each (L, 3): finished words at stored width, partial sums at theirs."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Bits read, filled from above and written from below per instance, each (L, 3).
+
+    Finished words have their stored width, partial sums that of the accumulator.
+    """
     width = jnp.where(accumulated, sum_bits, bits)[None]
     partial = accesses.updates - accesses.finals
-    return accesses.reads * width, accesses.fills * width + accesses.finals * bits[None] + partial * sum_bits
+    return accesses.reads * width, accesses.fills * width, accesses.finals * bits[None] + partial * sum_bits
 
 
 def _violation(

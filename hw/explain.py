@@ -134,7 +134,9 @@ def _sources(chip: Chip) -> str:
     mac = f"mac.{style}.energy" if style in FLOAT_STYLES else "gate.energy"
     names = {name: PRICED_BY[kind] for name, kind in zip(chip.names, chip.kinds, strict=True)}
     lines = []
-    for component, name in (names | {"MACs": mac, "control": "control.energy", "clock": "clock.energy"}).items():
+    for component, name in (
+        names | {"MACs": mac, "wires": "wire.energy", "control": "control.energy", "clock": "clock.energy"}
+    ).items():
         constant = technology.constant(name)
         value, low, high = (bound / UNITS[constant.unit] for bound in (constant.value, constant.low, constant.high))
         unit = "" if constant.unit == "1" else f" {constant.unit}"

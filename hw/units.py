@@ -26,6 +26,7 @@ UNITS: Final[dict[str, float]] = {
     "fJ": FJ,
     "pJ": PJ,
     "pJ/bit": PJ,
+    "pJ/bit/mm": 1e3 * PJ,
     "nW": NW,
     "uW": UW,
     "ps": PS,

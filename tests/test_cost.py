@@ -1,0 +1,296 @@
+"""Prices of counted accesses: by hand, invariants, gradients, transformations, explanations."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from hw.accesses import count
+from hw.arithmetic import make_mac
+from hw.chip import make_chip
+from hw.chips import CHIPS
+from hw.cost import evaluate, price, violation_names
+from hw.mapping import Mapping, make_mapping
+from hw.operation import LOOPS, PASSES, make_operation
+from hw.technology import sample_technologies
+
+BITS = (8.0, 8.0, 8.0)
+EVALUATE = jax.jit(evaluate)
+
+
+def convolution(pass_="forward"):
+    return make_operation(N=4, K=32, C=16, P=8, Q=8, R=3, S=3, pass_=pass_)
+
+
+def tiled(operation, keep=None):
+    """K and C on the array, everything kept unless told otherwise; a tile of each level fits the default chip."""
+    temporal, spatial = np.ones((4, 8)), np.ones((4, 2, 8))
+    for level, factors in enumerate(({"P": 4}, {"P": 2, "Q": 8, "R": 3}, {"S": 3, "K": 2}, {"N": 4})):
+        for loop, factor in factors.items():
+            temporal[level, LOOPS.index(loop)] = factor
+    spatial[1, 0, LOOPS.index("K")] = spatial[1, 1, LOOPS.index("C")] = 16
+    return make_mapping(operation, temporal, spatial, keep=keep)
+
+
+def cost(chip=None, operation=None, bits=BITS, **arguments):
+    operation = convolution() if operation is None else operation
+    chip = make_chip() if chip is None else chip
+    arguments = {name: jnp.array(value) for name, value in arguments.items()}
+    return EVALUATE(chip, operation, tiled(operation), jnp.array(bits), **arguments)
+
+
+def counted(**words):
+    """Accesses of a made-up nest on four levels; all zero but for what is given."""
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(count, convolution(), tiled(convolution())))
+    slots = {"compute_cycles": jnp.array(1000.0), "macs": jnp.array(4000.0), "instances": jnp.array([4.0, 1, 1, 1])}
+    return dataclasses.replace(nothing, **(slots | words))
+
+
+def test_price_by_hand():
+    chip = make_chip(rows=2, columns=2, node_nm=45, mac=make_mac("fixed"))
+    operation = make_operation(K=8, C=16)
+    dram_reads = jnp.zeros((4, 3)).at[3, 0].set(1000.0)
+    dram_updates = jnp.zeros((4, 3)).at[3, 2].set(500.0)
+    accesses = counted(reads=dram_reads, updates=dram_updates, finals=dram_updates.at[3, 2].set(300.0))
+    result = price(chip, operation, accesses, jnp.array([8.0, 4.0, 16.0]), jnp.ones(2), jnp.zeros(3))
+    # Partial sums of 8 x 4 bit products over C = 16: 16 bits. DRAM: 1000 * 8 bits read; 300 * 16 + 200 * 16 written.
+    # The bits cross the chip: a square of the area below DRAM, 0.15 pJ per bit, mm and V^2.
+    area = chip.area()
+    side_mm = float(area.macs + area.memories.sum()) ** 0.5 * 1e3
+    per_bit = 8e-12 + 0.15e-12 * float(chip.vdd) ** 2 * side_mm
+    assert result.access_energy[3].tolist() == pytest.approx([8000 * per_bit, 0.0, 8000 * per_bit])
+    # One bus for reads and writes, 64 bits per cycle: 250 cycles; 1000 product slots bind.
+    assert result.level_cycles[3] == pytest.approx(250.0) and result.cycles == 1000.0
+    # 13.8 * 64 + 13.6 * 16 + 7.4 * 16 = 1219.2 units of 0.24 fJ at 45 nm, 1.0 V nominal against 0.9 V.
+    vdd = float(chip.vdd)
+    assert result.mac_energy == pytest.approx(4000 * 1219.2 * 0.24e-15 * (vdd / 0.9) ** 2)
+    assert result.control_energy == pytest.approx(0.3 * float(result.mac_energy))  # DRAM pays none
+    assert result.latency == pytest.approx(1000 / float(chip.frequency()))
+    assert result.macs == 4000
+
+
+def test_slices_multiply_cycles_and_density_divides_them():
+    four, one = cost(bits=(8.0, 8.0, 8.0)), cost(bits=(4.0, 4.0, 4.0))
+    assert four.compute_cycles == pytest.approx(4 * float(one.compute_cycles))
+    sparse = cost(density=(0.5, 0.25))
+    assert sparse.compute_cycles == pytest.approx(float(four.compute_cycles) / 8)
+    assert sparse.mac_energy == pytest.approx(float(four.mac_energy) / 8)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_total_is_the_sum_of_its_parts(pass_):
+    result = cost(operation=convolution(pass_))
+    parts = result.mac_energy + result.access_energy.sum() + result.control_energy
+    assert result.energy == pytest.approx(float(parts))
+    assert result.latency == pytest.approx(float(result.cycles / make_chip().frequency()))
+    assert result.cycles == max(float(result.compute_cycles), float(result.level_cycles.max()))
+
+
+def test_read_operands_follow_the_pass():
+    mac = make_mac("slices", widths=(4.0, 12.0))
+    # The accumulated operand is not multiplied: 12 bits fit where they are second, and 4 where they are first.
+    fits = {"forward": (4.0, 12.0, 99.0), "input_grad": (4.0, 99.0, 12.0), "weight_grad": (99.0, 4.0, 12.0)}
+    for pass_, bits in fits.items():
+        result = cost(make_chip(mac=mac), convolution(pass_), bits)
+        assert result.violation[-3:-1].tolist() == [0.0, 0.0]
+        assert result.compute_cycles == 3 * result.macs / 256
+
+
+def test_wider_operands_and_narrower_memories_never_help():
+    widths = jnp.arange(2.0, 17.0)
+    mapping = tiled(convolution())
+    by_bits = jax.vmap(lambda bits: EVALUATE(make_chip(), convolution(), mapping, jnp.stack([bits] * 3)))(widths)
+    for quantity in (by_bits.energy, by_bits.latency, by_bits.violation.sum(axis=1)):
+        assert (jnp.diff(quantity) >= 0).all()
+    assert (jnp.diff(by_bits.energy) > 0).all()
+
+    def at(level, scale):
+        chip = make_chip(mac=make_mac("fixed"))
+        return cost(dataclasses.replace(chip, bandwidth_bits=chip.bandwidth_bits.at[level].multiply(scale)))
+
+    for level in range(4):
+        latency = [float(at(level, 2.0**i).latency) for i in range(-6, 3)]
+        assert latency == sorted(latency, reverse=True) and latency[0] > latency[-1]
+
+
+def test_misfits_are_relative_excess_by_name():
+    chip = make_chip(rows=8, columns=16, register_bits=64, mac=make_mac("fixed", accumulator_bits=20.0))
+    excess = dict(zip(violation_names(chip), cost(chip, bits=(8.0, 10.0, 8.0)).violation.tolist(), strict=True))
+    # Register: 1 weight, 4 inputs, 4 partial sums of 18 + log2(144) bits. C = 16 on 8 rows. 10 bits on 8.
+    partial = 18 + np.log2(144)
+    expected = {
+        "capacity register": (8 + 4 * 10 + 4 * partial) / 64 - 1,
+        "fan-out local Y": 1.0,
+        "second operand width": 0.25,
+        "accumulator width": partial / 20 - 1,
+    }
+    assert {name: over for name, over in excess.items() if over} == pytest.approx(expected)
+
+
+def test_resident_tensors_leave_dram():
+    alone, resident = cost(), cost(resident=(1.0, 1.0, 1.0))
+    assert alone.access_energy[3].min() > 0 and (resident.access_energy[3] == 0).all()
+    # Weights and inputs are no longer filled; outputs, complete when they leave the shared level, never were.
+    filled = alone.access_energy[2] - resident.access_energy[2]
+    assert (filled[:2] > 0).all() and filled[2] == 0
+    assert (resident.access_energy[:2] == alone.access_energy[:2]).all()
+    half = cost(resident=(0.5, 0.5, 0.5))
+    assert half.access_energy.ravel().tolist() == pytest.approx(
+        ((alone.access_energy + resident.access_energy) / 2).ravel().tolist()
+    )
+
+
+def test_a_resident_tensor_that_bypasses_the_shared_memory_is_served_by_it():
+    operation, chip = convolution(), make_chip()
+    keep = np.ones((4, 3))
+    keep[2, 0] = 0
+    mapping = tiled(operation, keep)
+    alone = EVALUATE(chip, operation, mapping, jnp.array(BITS))
+    resident = EVALUATE(chip, operation, mapping, jnp.array(BITS), resident=jnp.array([1.0, 0.0, 0.0]))
+    assert alone.access_energy[2, 0] == 0 and resident.access_energy[3, 0] == 0
+    dram, shared = (chip.energy_per_bit()[level, 0] + chip.wire_energy_per_bit()[level] for level in (3, 2))
+    assert resident.access_energy[2, 0] == pytest.approx(float(alone.access_energy[3, 0] * shared / dram))
+
+
+@pytest.mark.parametrize(("style", "pass_"), [("fixed", "forward"), ("slices", "input_grad"), ("bf16", "weight_grad")])
+def test_gradients_in_chip_bits_density_and_residency(style, pass_, x64):
+    operation = convolution(pass_)
+    accesses = jax.jit(count)(operation, tiled(operation))
+    chip = make_chip(mac=make_mac(style), vdd=0.8)
+    # Scaling an infinite size has no finite differences.
+    chip = dataclasses.replace(chip, size_bits=chip.size_bits.at[-1].set(1e12))
+
+    @jax.jit
+    def logarithms(size, bandwidth, banks, vdd, resident_fraction, bits, density, resident):
+        scaled = dataclasses.replace(
+            chip,
+            size_bits=chip.size_bits * size,
+            bandwidth_bits=chip.bandwidth_bits * bandwidth,
+            banks=chip.banks * banks,
+            vdd=vdd,
+            resident_fraction=resident_fraction,
+        )
+        # Slices round up, with a gradient that does not: they hold still for finite differences.
+        bits = jnp.array([8.0, 4.0, 8.0]) if style == "slices" else bits
+        result = price(scaled, operation, accesses, bits, density, resident)
+        return jnp.log(jnp.stack([result.energy, result.latency])), jnp.log(result.access_energy), result.violation
+
+    arguments = (
+        jnp.ones(4),
+        jnp.ones(4),
+        jnp.ones(4),
+        jnp.array(0.8),
+        jnp.array(0.4),
+        jnp.array([7.3, 6.4, 5.6]),
+        jnp.array([0.7, 0.8]),
+        jnp.array([0.2, 0.3, 0.4]),
+    )
+    check_grads(logarithms, arguments, order=1, modes=["rev"], rtol=1e-4, atol=1e-5)
+
+
+def random_designs(num):
+    """Random chips, mappings that cover the convolution (and may not fit), bits, densities; with a leading axis."""
+    random = np.random.default_rng(0)
+    chip = make_chip()
+
+    def around(array, decades):
+        shape = (num, *np.shape(array))
+        return jnp.asarray(np.asarray(array) * 10 ** random.uniform(-decades, decades, shape), jnp.float32)
+
+    chips = dataclasses.replace(
+        jax.tree.map(lambda leaf: around(leaf, 0.0), chip),
+        fanout=around(chip.fanout, 1.0),
+        size_bits=around(chip.size_bits, 2.0),
+        bandwidth_bits=around(chip.bandwidth_bits, 1.0),
+        vdd=jnp.asarray(random.uniform(0.35, 1.2, num), jnp.float32),
+        resident_fraction=jnp.asarray(random.uniform(0.0, 0.99, num), jnp.float32),
+    )
+    factors = np.ones((num, 12, 8), np.float32)  # four levels in time, then four levels of two axes in space
+    for loop, primes in {
+        "N": (2, 2),
+        "K": (2,) * 5,
+        "C": (2,) * 4,
+        "P": (2, 4),
+        "Q": (8,),
+        "R": (3,),
+        "S": (3,),
+    }.items():
+        for prime in primes:
+            factors[np.arange(num), random.integers(0, 12, num), LOOPS.index(loop)] *= prime
+    mappings = Mapping(
+        temporal=jnp.asarray(factors[:, :4]),
+        spatial=jnp.asarray(factors[:, 4:].reshape(num, 4, 2, 8)),
+        order=jnp.asarray(random.permuted(np.tile(np.arange(8), (num, 4, 1)), axis=2), jnp.int32),
+        keep=jnp.asarray(random.integers(0, 2, (num, 4, 3)), jnp.float32).at[:, 3].set(1.0),
+    )
+    bits = jnp.asarray(random.uniform(1.0, 32.0, (num, 3)), jnp.float32)
+    return chips, mappings, bits, jnp.asarray(random.uniform(0.0, 1.0, (num, 2)), jnp.float32)
+
+
+def test_gradients_of_random_designs_are_finite():
+    operation = convolution()
+    designs = random_designs(10_000)
+
+    def objective(chip, bits, density, mapping):
+        result = evaluate(chip, operation, mapping, bits, density)
+        leakage = chip.leakage_power() * result.latency
+        metrics = jnp.stack([result.energy + leakage, result.latency, chip.area().total])
+        return jnp.log(metrics).sum() + jnp.log1p(result.violation).sum()
+
+    chips, mappings, bits, density = designs
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(objective, argnums=(0, 1, 2))))(chips, bits, density, mappings)
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+
+
+def test_transformations_agree():
+    operation = convolution()
+    chips, mappings, bits, density = random_designs(3)
+
+    def one(chip, mapping, bits, density):
+        return evaluate(chip, operation, mapping, bits, density)
+
+    batched = jax.jit(jax.vmap(one))(chips, mappings, bits, density)
+    for i in range(3):
+        single = jax.tree.map(lambda leaf, i=i: leaf[i], (chips, mappings, bits, density))
+        for way in (jax.jit(one), one) if i == 0 else (jax.jit(one),):
+            for leaf, expected in zip(jax.tree.leaves(batched), jax.tree.leaves(way(*single)), strict=True):
+                np.testing.assert_allclose(leaf[i], expected, rtol=2e-5, atol=1e-30)
+
+
+def test_error_bars_enclose_the_value_and_rank_designs():
+    operation, bits = convolution(), jnp.array(BITS)
+    samples = sample_technologies(jax.random.key(1), 200)
+
+    @jax.jit
+    @jax.vmap
+    def energies(technology):
+        def energy(chip):
+            return evaluate(dataclasses.replace(chip, technology=technology), operation, tiled(operation), bits).energy
+
+        return energy(make_chip()), energy(make_chip(register_bits=288))
+
+    small, large = energies(samples)
+    low, high = jnp.quantile(small, jnp.array([0.05, 0.95]))
+    assert low < cost().energy < high and high / low > 1.3
+    # Constants are shared: a larger register file costs more in every sample, though the intervals overlap.
+    assert (large > small).all() and high > large.min()
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_explanation_names_what_binds_and_what_does_not_fit(name):
+    chip, operation = CHIPS[name](), convolution()
+    chip = dataclasses.replace(chip, size_bits=chip.size_bits.at[1].set(4096.0))
+    bits = 32.0 if "fp32" in name else 8.0
+    result = EVALUATE(chip, operation, tiled(operation), jnp.full(3, bits))
+    text = result.explain(operation, tiled(operation), chip)
+    for part in ("for N in 4", "parallel C in 16 on Y", "accumulates outputs", "utilisation", "dram.energy = 8 pJ/bit"):
+        assert part in text
+    assert "bound by " + ("local" if "fp32" in name else "MACs") in text
+    names = violation_names(chip)
+    over = float(result.violation[names.index("capacity local")]) * 4096
+    assert f"does not fit: capacity local 4096, too much by {over:.4g}" in text
+    assert "level 3" in result._repr_html_() and "does not fit" in result._repr_html_()
