@@ -1,8 +1,13 @@
 """Figures and report: every figure draws and says what it shows; the page stands alone and escapes what it is given."""
 
+import html
 import html.parser
+import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +251,44 @@ def test_damaged_result_is_named_in_one_line(tmp_path, wrong):
 )
 def test_units_are_read_from_key_names(key, value, expected):
     assert report.labelled(key, value) == expected
+
+
+MEASURE = """<script>
+const style = getComputedStyle(document.body);
+document.body.dataset.measured = JSON.stringify({
+  overflow: document.documentElement.scrollWidth - window.innerWidth,
+  figures: [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect().width),
+  background: style.backgroundColor,
+  ink: getComputedStyle(document.querySelector("figure svg")).color,
+});
+</script></body>"""
+
+
+def in_browser(directory: Path, page_text: str, width: int, dark: bool) -> tuple[dict, str]:
+    """What a browser makes of the page: measurements, and what it says on its console."""
+    (directory / "page.html").write_text(page_text)
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+        f"--user-data-dir={directory}", f"--window-size={width},900",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []), str(directory / "page.html"),
+    ]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    measured = re.search(r'data-measured="([^"]*)"', finished.stdout)
+    console = [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(measured[1])) if measured else {}, "\n".join(console)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium to render the page")
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_in_a_browser(page_text, width, dark, tmp_path):
+    """The policy against scripts is taken out of a copy, to measure with one; the page itself must not trip over it."""
+    assert in_browser(tmp_path, page_text, width, dark)[1] == ""
+    policy = re.search(r"<meta http-equiv=.*>", page_text)[0]
+    measured, console = in_browser(tmp_path, page_text.replace(policy, "").replace("</body>", MEASURE), width, dark)
+    assert console == "" and measured["overflow"] <= 0
+    assert len(measured["figures"]) == len(DATA) and min(measured["figures"]) > 340
+    light = sum(int(part) for part in re.findall(r"\d+", measured["background"])[:3]) > 380
+    assert light != dark
+    assert (sum(int(part) for part in re.findall(r"\d+", measured["ink"])[:3]) > 380) == dark
