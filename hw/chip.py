@@ -224,22 +224,20 @@ def make_chip(
         raise ValueError(f"expected either node_nm or technology, got both; drop {node_nm=}")
     technology = make_technology(28 if node_nm is None else node_nm) if technology is None else technology
     local_bandwidth_bits = 32 * (rows + columns) if local_bandwidth_bits is None else local_bandwidth_bits
-    vdd = float(technology["supply.vdd"]) if vdd is None else vdd
+    vdd = technology["supply.vdd"] if vdd is None else vdd
+    law = clock_frequency(technology, vdd)
+    frequency_hz = float(law) if frequency_hz is None else frequency_hz
     _check_positive(
         rows=rows, columns=columns, register_bits=register_bits, local_kib=local_kib, shared_kib=shared_kib,
         register_bandwidth_bits=register_bandwidth_bits, local_bandwidth_bits=local_bandwidth_bits,
         shared_bandwidth_bits=shared_bandwidth_bits, dram_bandwidth_bits=dram_bandwidth_bits, local_banks=local_banks,
-        shared_banks=shared_banks, vdd=vdd, vector_lanes=vector_lanes,
+        shared_banks=shared_banks, vdd=vdd, vector_lanes=vector_lanes, frequency_hz=frequency_hz,
     )  # fmt: skip
-    if frequency_hz is not None:
-        _check_positive(frequency_hz=frequency_hz)
     if not 0.0 <= resident_fraction < 1.0:
         raise ValueError(f"expected resident_fraction in [0, 1), got {resident_fraction}")
     for name, kib, banks in (("local", local_kib, local_banks), ("shared", shared_kib, shared_banks)):
-        if kib * 1024 / banks < 64:
-            size = kib * 1024 / banks
+        if (size := kib * 1024 / banks) < 64:
             raise ValueError(f"expected {name} banks of 64 bytes or more, got {size:.4g}; use fewer {name}_banks")
-    law = clock_frequency(technology, jnp.asarray(vdd, dtype=float))
     return Chip(
         technology=technology,
         mac=make_mac() if mac is None else mac,
@@ -251,7 +249,7 @@ def make_chip(
         ),
         banks=jnp.array([1, local_banks, shared_banks, 1], dtype=float),
         vdd=jnp.asarray(vdd, dtype=float),
-        clock_scale=jnp.ones(()) if frequency_hz is None else frequency_hz / law,
+        clock_scale=jnp.asarray(frequency_hz / law, dtype=float),
         resident_fraction=jnp.asarray(resident_fraction, dtype=float),
         vector_lanes=jnp.asarray(vector_lanes, dtype=float),
         kinds=("register", "sram", "sram", "dram"),

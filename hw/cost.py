@@ -10,7 +10,7 @@ import numpy as np
 from hw.accesses import Accesses, count
 from hw.arithmetic import cycle_energy, partial_sum_bits, product_cycles
 from hw.chip import Chip
-from hw.explain import cost_html, explain
+from hw.explain import cost_html, cost_text
 from hw.mapping import Mapping
 from hw.operation import Operation
 
@@ -59,7 +59,7 @@ class Cost:
           mapping: where its loops run.
           chip: the chip.
         """
-        return explain(self, operation, mapping, chip)
+        return cost_text(self, operation, mapping, chip)
 
     def _repr_html_(self) -> str:
         return cost_html(self)

@@ -22,7 +22,7 @@ PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "u", -9: "n", -
 PRICED_BY = {"register": "register.energy.read", "sram": "sram.energy.k", "dram": "dram.energy"}
 
 
-def explain(cost: Cost, operation: Operation, mapping: Mapping, chip: Chip) -> str:
+def cost_text(cost: Cost, operation: Operation, mapping: Mapping, chip: Chip) -> str:
     """Text for people; see `Cost.explain`."""
     sections = [
         _operation_line(operation),

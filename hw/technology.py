@@ -119,7 +119,7 @@ def sample_technologies(key: jax.Array, num: int, technology: Technology | None 
     return dataclasses.replace(technology, values=values)
 
 
-def logic_energy_scale(technology: Technology, vdd: jax.Array) -> jax.Array:
+def logic_energy_scale(technology: Technology, vdd: jax.Array | float) -> jax.Array:
     """Dynamic energy of logic relative to 45 nm at 0.9 V: node ratio at nominal voltage, then vdd squared. Shape ().
 
     Source: Stillmaker & Baas 2017 for the ratio, at nominal voltage only: their polynomials in vdd are not monotone.
@@ -127,7 +127,7 @@ def logic_energy_scale(technology: Technology, vdd: jax.Array) -> jax.Array:
     return technology["node.energy"] * (vdd / technology["node.vdd"]) ** 2
 
 
-def drive_current(technology: Technology, vdd: jax.Array) -> jax.Array:
+def drive_current(technology: Technology, vdd: jax.Array | float) -> jax.Array:
     """On-current of a gate in arbitrary units, smooth from below to above threshold. Shape ().
 
     I = ln(1 + exp((vdd (1 + dibl) - vth) / (alpha n phi_t)))**alpha: the EKV interpolation, whose exponent alpha below
@@ -141,7 +141,7 @@ def drive_current(technology: Technology, vdd: jax.Array) -> jax.Array:
     return jax.nn.softplus(overdrive / scale) ** alpha
 
 
-def clock_frequency(technology: Technology, vdd: jax.Array) -> jax.Array:
+def clock_frequency(technology: Technology, vdd: jax.Array | float) -> jax.Array:
     """Highest clock in Hz at a supply: nominal clock times relative current over relative voltage. Shape ().
 
     Published chips run 1.3x to 10x slower than this near threshold (margins, SRAM): give their pairs of supply and
@@ -153,7 +153,7 @@ def clock_frequency(technology: Technology, vdd: jax.Array) -> jax.Array:
     return nominal * drive * nominal_vdd / vdd
 
 
-def leakage_scale(technology: Technology, vdd: jax.Array, nominal_vdd: jax.Array | float) -> jax.Array:
+def leakage_scale(technology: Technology, vdd: jax.Array | float, nominal_vdd: jax.Array | float) -> jax.Array:
     """Leakage power at `vdd` relative to that at `nominal_vdd`: V I_off(V), I_off by barrier lowering. Shape ().
 
     Source: subthreshold limit of the EKV current, exp(dibl V / (n phi_t)).
