@@ -83,9 +83,9 @@ def _num_bits_jvp(primals, tangents):
 def quantise(x: jax.Array, step: jax.Array, top: jax.Array, signed: bool) -> jax.Array:
     """Nearest fixed-point number: q(x) = clip(round(x / step), -top / step if signed else 0, top / step) * step.
 
-    Gradients: dq/dx is 1 where x does not saturate, else 0; dq/dstep is (q(x) - x) / step where x does not saturate,
-    else 0; dq/dtop is the sign of x where x saturates, else 0. An unsigned format saturates at 0 below, where all
-    three are 0.
+    Gradients: dq/dx is 1 where x lies within the range, else 0; dq/dstep is (q(x) - x) / step where x lies within the
+    range, else 0; dq/dtop is the sign of x where x lies beyond, else 0. The range of an unsigned format ends at 0
+    below, and beyond that all three are 0.
 
     Args:
       x: floats of any shape.
@@ -104,8 +104,8 @@ def quantise(x: jax.Array, step: jax.Array, top: jax.Array, signed: bool) -> jax
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _quantise(signed, x, step, top):
-    limit = top / step
-    return jnp.clip(jnp.round(x / step), -limit if signed else 0.0, limit) * step
+    # The reciprocal of a power of two is exact, and a product cheaper than a quotient.
+    return jnp.clip(jnp.round(x * (1.0 / step)) * step, -top if signed else 0.0, top)
 
 
 def _quantise_fwd(signed, x, step, top):
@@ -114,11 +114,9 @@ def _quantise_fwd(signed, x, step, top):
 
 def _quantise_bwd(signed, residuals, g):
     x, step, top = residuals
-    scaled, limit = x / step, top / step
-    level, zero = jnp.round(scaled), jnp.zeros_like(g)
-    above, below = level > limit, level < (-limit if signed else 0.0)
+    above, below, zero = x > top, x < (-top if signed else 0.0), jnp.zeros_like(g)
     inside = ~(above | below)
-    d_step = jnp.sum(jnp.where(inside, g * (level - scaled), zero))
+    d_step = jnp.sum(jnp.where(inside, g * (_quantise(signed, x, step, top) - x), zero)) / step
     d_top = jnp.sum(jnp.where(above, g, jnp.where(below, -g, zero) if signed else zero))
     return jnp.where(inside, g, zero), d_step, d_top
 
@@ -182,7 +180,7 @@ def quantise_error(x: jax.Array, step: jax.Array, limit: jax.Array, words: jax.A
     Returns:
       Shape and dtype of `x`. Not differentiable: it serves inside backward rules.
     """
-    scaled = x / step
+    scaled = x * (1.0 / step)
     level = rounding.nearest(scaled) if words is None else rounding.stochastic(scaled, words)
     return jnp.clip(level, -limit, limit - 1.0) * step
 

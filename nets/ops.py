@@ -67,7 +67,7 @@ class Formats:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def quantised_product(
-    spec: Spec, lhs: jax.Array, rhs: jax.Array, formats: Formats, seed: jax.Array, probe: jax.Array
+    spec: Spec, lhs: jax.Array, rhs: jax.Array, formats: Formats, seed: jax.Array | None, probe: jax.Array
 ) -> jax.Array:
     """A product of quantised operands, whose backward pass quantises the error.
 
@@ -81,7 +81,8 @@ def quantised_product(
       spec: what is static.
       lhs, rhs: float operands, of the product's shapes.
       formats: number formats, shapes (2,).
-      seed: uint32 of shape (2,), of the random words that both errors are rounded with.
+      seed: uint32 of shape (2,), of the random words that both errors are rounded with; None where no gradient is
+        taken or rounding is to nearest.
       probe: shape (NUM_STATISTICS,), unused; its cotangent are the statistics of the backward pass: of weights, inputs,
         and errors in input_grad and weight_grad the number of values counted and how many of them are not zero; of both
         errors how many values reach their range, and half their range. They are counts of a sample of the values, and
@@ -89,6 +90,9 @@ def quantised_product(
 
     Returns:
       The product, in its shape and dtype.
+
+    Raises:
+      ValueError: when differentiated, if errors are to be rounded stochastically without a seed.
     """
     product = spec.product
     q_weights, q_inputs = map(_quantise, _by_role(product, lhs, rhs), formats.step, formats.top, spec.signed)
@@ -109,11 +113,7 @@ def _product_bwd(spec, residuals, error):
         )
     )
     error = error.astype(q_inputs.dtype)
-    words = rounding.random_words(seed, error.shape) if spec.stochastic else None
-    input_error, weight_error = (
-        fixed_point.quantise_error(error, step.astype(error.dtype), limit.astype(error.dtype), words)
-        for step, limit in zip(formats.error_step, formats.error_limit, strict=True)
-    )
+    errors = input_error, weight_error = _quantise_errors(spec, error, formats, seed)
     (input_grad,) = jax.linear_transpose(lambda x: _multiply(product, q_weights, x), q_inputs)(input_error)
     (weight_grad,) = jax.linear_transpose(lambda w: _multiply(product, w, q_inputs), q_weights)(weight_error)
 
@@ -126,7 +126,7 @@ def _product_bwd(spec, residuals, error):
     ]
     d_step, d_top = jnp.stack(d_format, axis=1)
     d_formats = Formats(d_step, d_top, zero, zero, zero)
-    statistics = _statistics(q_weights, q_inputs, (input_error, weight_error), error, formats.error_range)
+    statistics = _statistics(q_weights, q_inputs, errors, error, formats.error_range)
     return *_by_role(product, d_weights, d_inputs), d_formats, None, statistics
 
 
@@ -143,6 +143,22 @@ def _quantise(x: jax.Array, step: jax.Array, top: jax.Array, signed: bool) -> ja
     return fixed_point.quantise(x.astype(rounding.float32_or_wider(x.dtype)), step, top, signed)
 
 
+def _quantise_errors(spec: Spec, error: jax.Array, formats: Formats, seed: jax.Array | None) -> list[jax.Array]:
+    """The error in the formats of input_grad and weight_grad, rounded with the same random words."""
+    words = None
+    if spec.stochastic:
+        if seed is None:
+            raise ValueError(
+                "expected a random key to round errors stochastically, got None; pass jax.random.key(...), or quantize "
+                "with stochastic=False"
+            )
+        words = rounding.random_words(seed, error.shape)
+    return [
+        fixed_point.quantise_error(error, step.astype(error.dtype), limit.astype(error.dtype), words)
+        for step, limit in zip(formats.error_step, formats.error_limit, strict=True)
+    ]
+
+
 def _multiply(product: Product, weights: jax.Array, inputs: jax.Array) -> jax.Array:
     """The product itself, at full precision: TPUs multiply in bfloat16 and GPUs may in TF32 unless told."""
     multiply = lax.dot_general if product.kind == "dot" else lax.conv_general_dilated
@@ -152,7 +168,7 @@ def _multiply(product: Product, weights: jax.Array, inputs: jax.Array) -> jax.Ar
 
 
 def _statistics(
-    weights: jax.Array, inputs: jax.Array, errors: tuple[jax.Array, jax.Array], error: jax.Array, error_range: jax.Array
+    weights: jax.Array, inputs: jax.Array, errors: list[jax.Array], error: jax.Array, error_range: jax.Array
 ) -> jax.Array:
     """Counts of a backward pass, over a sample, in the order of `STATISTICS`."""
     weights, inputs, magnitude = _sample(weights), _sample(inputs), jnp.abs(_sample(error))

@@ -25,20 +25,39 @@ def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
 
     Returns:
       `qfn(params, precision, quant_state, key, *args)` with the result of `fn`. `key` seeds stochastic rounding: use
-      a fresh one at every step. Differentiate it with respect to `quant_state` too: that cotangent carries the
-      statistics of the backward pass to `QuantState.updated`.
+      a fresh one at every step, or None where no gradient is taken. Differentiate with respect to `quant_state` too:
+      that cotangent carries the statistics of the backward pass to `QuantState.updated`.
+
+    A training step, with any optimiser for `params` and `precision`:
+
+    >>> from nets import LayerRule, PrecisionRules, init_precision
+    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"]["kernel"]) @ params["out"]["kernel"]
+    >>> params = {"hidden": {"kernel": jnp.ones((4, 3))}, "out": {"kernel": jnp.ones((3, 2))}}
+    >>> x, key = jnp.ones((8, 4)), jax.random.key(0)
+    >>> precision, quant_state = init_precision(fn, PrecisionRules({"*": LayerRule()}), params, x)
+    >>> qfn = quantize(fn)
+    >>> loss = lambda *trees: jnp.mean(qfn(*trees, key, x) ** 2)
+    >>> gradients = jax.grad(loss, argnums=(0, 1, 2))(params, precision, quant_state)
+    >>> descend = lambda value, slope: value - 0.01 * slope
+    >>> params, precision = jax.tree.map(descend, (params, precision), gradients[:2])
+    >>> quant_state = quant_state.updated(gradients[2])
+    >>> print(precision.names, precision.bits().shape)
+    ('hidden', 'out') (2, 4)
 
     Raises:
       ValueError: when `qfn` is called, if `fn` holds a product that `precision` was not initialised for, or one
-        inside a primitive that cannot be entered.
+        inside a primitive that cannot be entered; when it is differentiated, if errors are to be rounded
+        stochastically without a key.
     """
 
-    def quantized(params: Any, precision: Precision, quant_state: QuantState, key: jax.Array, *args: Any) -> Any:
+    def quantized(params: Any, precision: Precision, quant_state: QuantState, key: jax.Array | None, *args: Any) -> Any:
         num_products = len(precision.names)
         rows = {name: row for row, name in enumerate(precision.names)}
         formats = _rows(precision.formats(quant_state), num_products)
         probes = _rows(quant_state.probes, num_products)
-        seeds = jnp.unstack(jax.random.bits(key, (num_products, 2), jnp.uint32))
+        seeds = (
+            [None] * num_products if key is None else jnp.unstack(jax.random.bits(key, (num_products, 2), jnp.uint32))
+        )
 
         def on_product(_: int, product: Product, lhs: jax.Array, rhs: jax.Array, __: Callable) -> jax.Array:
             if product.name not in rows:
