@@ -166,4 +166,4 @@ def _multiplier_widths(mac: Mac) -> tuple[jax.Array | float, jax.Array | float]:
 
 def _straight_through_ceil(x: jax.Array) -> jax.Array:
     """Rounds up; the gradient passes as if it did not, or a width would never feel what a whole slice costs."""
-    return x + jax.lax.stop_gradient(jnp.ceil(x) - x)
+    return jnp.ceil(x) + (x - jax.lax.stop_gradient(x))

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from hw.technology import Technology, leakage_scale, logic_energy_scale
 from hw.units import KIB
 
-KINDS = ("register", "sram", "dram")
 PORTS = ("1RW", "1R1W")
 
 
@@ -46,7 +45,8 @@ class MemoryLevel:
 def access_energy(level: MemoryLevel, technology: Technology, vdd: jax.Array) -> jax.Array:
     """Energy in joules of one read and one write of a whole port width, shape (2,).
 
-    Moving B bits takes B / port_bits accesses: words are packed into the port. Per kind:
+    Moving B bits takes B / port_bits accesses: words are packed into the port. Beyond 256 bits the SRAM law
+    extrapolates. Per kind:
       "sram": k (node/65 nm)**a vdd**2 KiB**c (w0 + w**d) of a bank w bits wide, read and write alike (their geometric
         mean); the periphery counts as some more rows, and a second port adds the share f KiB**g / w**h.
       "register": multiplexers, u w d**2 / (d + d0) for a read of d words of w bits, and (a + b d) w for a write.

@@ -8,12 +8,10 @@ MILLIWATT: Final = 1e-3
 UW: Final = 1e-6
 NW: Final = 1e-9
 PS: Final = 1e-12
-NS: Final = 1e-9
 MHZ: Final = 1e6
 GBPS: Final = 1e9
 UM2: Final = 1e-12
 MM2: Final = 1e-6
-NM: Final = 1e-9
 BYTE: Final = 8.0
 KIB: Final = 8.0 * 1024
 
@@ -21,8 +19,6 @@ KIB: Final = 8.0 * 1024
 UNITS: Final[dict[str, float]] = {
     "1": 1.0,
     "V": 1.0,
-    "K": 1.0,
-    "bit": 1.0,
     "fJ": FJ,
     "pJ": PJ,
     "pJ/bit": PJ,
