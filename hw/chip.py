@@ -225,8 +225,6 @@ def make_chip(
     technology = make_technology(28 if node_nm is None else node_nm) if technology is None else technology
     local_bandwidth_bits = 32 * (rows + columns) if local_bandwidth_bits is None else local_bandwidth_bits
     vdd = technology["supply.vdd"] if vdd is None else vdd
-    law = clock_frequency(technology, vdd)
-    frequency_hz = float(law) if frequency_hz is None else frequency_hz
     _check_positive(
         rows=rows, columns=columns, register_bits=register_bits, local_kib=local_kib, shared_kib=shared_kib,
         register_bandwidth_bits=register_bandwidth_bits, local_bandwidth_bits=local_bandwidth_bits,
@@ -249,7 +247,7 @@ def make_chip(
         ),
         banks=jnp.array([1, local_banks, shared_banks, 1], dtype=float),
         vdd=jnp.asarray(vdd, dtype=float),
-        clock_scale=jnp.asarray(frequency_hz / law, dtype=float),
+        clock_scale=jnp.ones(()) if frequency_hz is None else frequency_hz / clock_frequency(technology, vdd),
         resident_fraction=jnp.asarray(resident_fraction, dtype=float),
         vector_lanes=jnp.asarray(vector_lanes, dtype=float),
         kinds=("register", "sram", "sram", "dram"),
@@ -259,7 +257,7 @@ def make_chip(
     )
 
 
-def _check_positive(**numbers: float) -> None:
+def _check_positive(**numbers: float | None) -> None:
     for name, number in numbers.items():
-        if not (0.0 < number < math.inf):
+        if number is not None and not 0.0 < number < math.inf:
             raise ValueError(f"expected {name} positive and finite, got {number}")

@@ -34,6 +34,8 @@ class Cost:
       mac_energy: joules, shape ().
       access_energy: memory accesses and the wires to the level below, joules by level and operand, shape (L, 3).
       control_energy: clock tree and control, joules, shape ().
+      mac_cycles: busy cycles summed over all MACs, slices and density included, shape (); over num_macs * cycles it
+        is the utilisation.
       compute_cycles: cycles the MACs are busy, slices and density included, shape ().
       level_cycles: cycles each level needs for its traffic, shape (L,).
       macs: products, shape ().
@@ -46,6 +48,7 @@ class Cost:
     mac_energy: jax.Array
     access_energy: jax.Array
     control_energy: jax.Array
+    mac_cycles: jax.Array
     compute_cycles: jax.Array
     level_cycles: jax.Array
     macs: jax.Array
@@ -113,7 +116,8 @@ def price(
     wire_energy = (reads + drained) * chip.wire_energy_per_bit()[:, None]
     access_energy = accesses.instances[:, None] * (memory_energy + wire_energy)
     slots = product_cycles(chip.mac, read_bits) * density[0] * density[1]
-    mac_energy = accesses.macs * slots * cycle_energy(chip.mac, chip.technology, chip.vdd, sum_bits)
+    mac_cycles = accesses.macs * slots
+    mac_energy = mac_cycles * cycle_energy(chip.mac, chip.technology, chip.vdd, sum_bits)
     on_chip = mac_energy + access_energy[:-1].sum()
     control_energy = on_chip * (chip.technology["clock.energy"] + chip.technology["control.energy"])
 
@@ -127,6 +131,7 @@ def price(
         mac_energy=mac_energy,
         access_energy=access_energy,
         control_energy=control_energy,
+        mac_cycles=mac_cycles,
         compute_cycles=compute_cycles,
         level_cycles=level_cycles,
         macs=accesses.macs,

@@ -75,6 +75,7 @@ def test_price_by_hand():
 def test_slices_multiply_cycles_and_density_divides_them():
     four, one = cost(bits=(8.0, 8.0, 8.0)), cost(bits=(4.0, 4.0, 4.0))
     assert four.compute_cycles == pytest.approx(4 * float(one.compute_cycles))
+    assert four.mac_cycles == 4 * one.macs
     sparse = cost(density=(0.5, 0.25))
     assert sparse.compute_cycles == pytest.approx(float(four.compute_cycles) / 8)
     assert sparse.mac_energy == pytest.approx(float(four.mac_energy) / 8)
