@@ -74,7 +74,7 @@ def check(path: Path, format: Literal["timeloop", "zigzag"] = "timeloop") -> dic
 def _count_all(cases: list[Case], conventions: Conventions) -> list[Accesses]:
     """Counts of all cases in one batch per number of levels, as numpy arrays."""
     counts: dict[int, Accesses] = {}
-    one = jax.jit(jax.vmap(partial(count, conventions=conventions)))
+    one = jax.vmap(partial(count, conventions=conventions))
     for levels in {case.mapping.num_levels for case in cases}:
         chosen = [i for i, case in enumerate(cases) if case.mapping.num_levels == levels]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *(cases[i] for i in chosen))

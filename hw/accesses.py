@@ -1,10 +1,16 @@
 """Words moved between memory levels: what executing the loop nest would count, as a closed form.
 
-The conventions, each with a worked example, are in docs/conventions.md. All formulas hold for one nest under one
-mapping; batch them with `jax.vmap`. Factors may be real-valued: a loop is then present by a smooth gate from 1 to 2.
+The conventions, each with a worked example, are in docs/conventions.md. Everything is written for one nest under one
+mapping, in scalars, unrolled over the few levels and loops: under `jax.vmap` each scalar becomes one vector over the
+batch, and XLA fuses them; the same formulas over array axes of 8 loops run twenty times slower.
+
+Factors may be real-valued: a loop is then present by a smooth gate between a factor of 1 and of 2.
 """
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -12,14 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from hw.mapping import Mapping
-from hw.operation import LOOPS, RELEVANT, Operation
+from hw.operation import LOOPS, OPERANDS, RELEVANT, Operation
+from hw.windows import box_extent, distinct_offsets, touched_extent
 
-_OUTPUTS = slice(LOOPS.index("P"), LOOPS.index("Q") + 1)
-_TAPS = slice(LOOPS.index("R"), LOOPS.index("S") + 1)
-_SLIDING = np.array([loop in "PQRS" for loop in LOOPS])
-_INPUTS = np.array([False, True, False])
-_BOXED = RELEVANT & ~(_INPUTS[:, None] & _SLIDING)
-"""Loops whose factor multiplies the words of a tile; those of the input window enter by its extents."""
+_G, _N, _K, _C, _P, _Q, _R, _S = range(len(LOOPS))
+_INPUTS = OPERANDS.index("inputs")
+_MOVES = [tuple(int(d) for d in np.flatnonzero(row)) for row in RELEVANT]
+"""Loops that move each operand."""
+_SLIDES = {_P: 0, _Q: 1, _R: 0, _S: 1}
+"""Loops that slide the input window, and along which axis: width or height."""
+
+Scalars = tuple[jax.Array, ...]
 
 
 class Conventions(NamedTuple):
@@ -83,205 +92,270 @@ def count(operation: Operation, mapping: Mapping, conventions: Conventions = TIM
 
     Source: the conventions are those of Timeloop (Parashar et al., ISPASS 2019), rederived and checked point by point.
     """
-    fan_out = jnp.prod(mapping.spatial, axis=1)
-    traffic = _tile_traffic(operation, mapping, fan_out, conventions)
-    accessed = _accesses_from_below(operation, mapping, fan_out, traffic.entering)
-
-    top = jnp.arange(mapping.num_levels)[:, None] == mapping.num_levels - 1
-    summed = jnp.where(operation.accumulated[None] > 0.5, mapping.keep, 0.0)
-    read_only = mapping.keep - summed
-    copies = jnp.prod(jnp.where(RELEVANT[None], 1.0, _above(fan_out)[:, None]), axis=-1)
+    bounds = tuple(operation.bounds[d] for d in range(len(LOOPS)))
+    levels = _levels(bounds, mapping)
+    macs = _product(bounds)
+    columns = []
+    for operand in range(len(OPERANDS)):
+        if operand == _INPUTS:
+            passing = _passing_windows(operation, bounds, levels, conventions)
+        else:
+            passing = _passing_tiles(bounds, levels, operand)
+        columns.append(_words(operation, levels, operand, passing, macs))
+    reads, fills, updates, entering, finals, footprint = (
+        jnp.stack([jnp.stack(column) for column in kind], axis=1) for kind in zip(*columns, strict=True)
+    )
     return Accesses(
-        reads=read_only * accessed + summed * (accessed - traffic.first_touched),
-        fills=jnp.where(top, 0.0, read_only * traffic.entering + summed * (traffic.entering - traffic.first_entering)),
-        updates=summed * accessed,
-        entering=mapping.keep * traffic.entering,
-        finals=summed * traffic.first_touched * (1.0 - _present(copies)),
-        footprint=mapping.keep * traffic.footprint,
+        reads=reads,
+        fills=fills,
+        updates=updates,
+        entering=entering,
+        finals=finals,
+        footprint=footprint,
         keep=mapping.keep,
         fanout=mapping.fan_out_used(),
-        instances=jnp.prod(_above(fan_out), axis=-1),
-        compute_cycles=jnp.prod(mapping.temporal),
-        macs=operation.macs,
+        instances=jnp.stack([_product(level.fan_out_above) for level in levels]),
+        compute_cycles=levels[0].cycles * levels[0].cycles_above,
+        macs=macs,
     )
 
 
-class _Traffic(NamedTuple):
-    """Words of one instance, each (L, 3): its tile, all that enter, those of first visits, and those then touched."""
-
-    footprint: jax.Array
-    entering: jax.Array
-    first_entering: jax.Array
-    first_touched: jax.Array
-
-
-def _tile_traffic(operation: Operation, mapping: Mapping, fan_out: jax.Array, conventions: Conventions) -> _Traffic:
-    tiles = jnp.minimum(mapping.tiles(), operation.bounds[None])
-    exists = operation.bounds[None] / (tiles * _above(mapping.temporal * fan_out))  # 1 if factors divide the bounds
-    steps = mapping.tiles() / mapping.temporal
-    loops = [_level_loops(t, o) for t, o in zip(mapping.temporal, mapping.order, strict=True)]
-    below = jnp.ones_like(tiles[0])
-    levels = []
-    for l, tile in enumerate(tiles):
-        extents = (
-            _extents(operation, tile) if conventions.gaps else _distinct_windows(operation, tile, jnp.ones_like(tile))
-        )
-        pattern = _pattern(operation, tile, below)
-        below = jnp.where(mapping.keep[l, 1] > 0.5, tile, below)
-        boxed = _product(_BOXED, tile)
-        runs, touched_runs = [], []
-        for factors, step in zip(mapping.temporal[l + 1 :], steps[l + 1 :], strict=True):
-            offset = jnp.stack([operation.stride * step[_OUTPUTS], operation.dilation * step[_TAPS]])
-            n = factors[_OUTPUTS.start :].reshape(2, 2)
-            new = jnp.minimum(offset, extents[None]) if conventions.halo_reuse else extents[None]
-            entered = extents[None] + (n - 1.0) * new
-            runs.append(_runs(factors, extents, entered))
-            touched = pattern.touched[None] + (n - 1.0) * pattern.last(offset)
-            touched_runs.append(_runs(factors, pattern.touched, touched))
-        visits, first_entering = _visits(loops[l + 1 :], runs, extents)
-        _, first_touched = _visits(loops[l + 1 :], touched_runs, pattern.touched)
-        boxed_moved = boxed * _product(RELEVANT, exists[l])
-        levels.append(
-            _Traffic(
-                boxed * jnp.where(_INPUTS, jnp.prod(extents), 1.0),
-                boxed_moved * visits,
-                boxed_moved * first_entering,
-                boxed_moved * first_touched,
-            )
-        )
-    return _Traffic(*(jnp.stack(column) for column in zip(*levels, strict=True)))
-
-
-def _visits(loops: list, runs: list, extents: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Tiles that enter, and first visits among them, seen from below the given levels (innermost first), each (3,).
-
-    Walks outwards: loops that do not move an operand cost nothing until one that does has been met; the first one that
-    moves the inputs lets neighbouring windows share their halo.
-    """
-    window = jnp.where(_INPUTS, jnp.prod(extents), 1.0)
-    waiting, inside = jnp.ones_like(window), jnp.ones_like(window)
-    visits, first = jnp.zeros_like(window), jnp.zeros_like(window)
-    relevant_outside = [jnp.ones_like(window)]
-    cycles_outside = [jnp.ones_like(window[0])]
-    for level in loops[:0:-1]:
-        relevant_outside.insert(0, relevant_outside[0] * level.relevant)
-        cycles_outside.insert(0, cycles_outside[0] * level.cycles)
-    for m, (level, run) in enumerate(zip(loops, runs, strict=True)):
-        words = jnp.where(_INPUTS[:, None], run[None], level.factors[None])
-        met = level.first * words
-        others = level.entered[:, None] / level.factors[None]
-        visits = visits + waiting * inside * cycles_outside[m] * jnp.sum(met * others, axis=-1)
-        others = level.relevant[:, None] / level.factors[None]
-        first = first + waiting * inside * relevant_outside[m] * jnp.sum(met * others, axis=-1)
-        waiting = waiting * (1.0 - jnp.sum(level.first, axis=-1))
-        inside = inside * level.relevant
-    return visits + waiting * inside * window, first + waiting * inside * window
-
-
-def _runs(factors: jax.Array, tile: jax.Array, slid: jax.Array) -> jax.Array:
-    """Input words that enter over the run of each loop when it is the one that gets the credit, shape (8,)."""
-    return jnp.concatenate([factors[: _OUTPUTS.start] * jnp.prod(tile), (slid * tile[::-1][None]).ravel()])
-
-
-class _LevelLoops(NamedTuple):
-    """The temporal loops of one level as each operand sees them.
+class _Sweep(NamedTuple):
+    """The temporal loops of one level as one operand sees them.
 
     Attributes:
-      factors: iterations, shape (8,).
-      first: 1 at the innermost loop that moves the operand, shape (3, 8).
-      entered: iterations, without the loops inside of that one, shape (3,).
-      relevant: iterations of the loops that move the operand, shape (3,).
-      cycles: all iterations, shape ().
+      still: 1 if none of them moves the operand.
+      relevant: iterations of those that move it.
+      repeats: iterations of those that do not, and run outside of one that does.
+      first: for each loop that slides the input window, 1 if it is the innermost that moves the inputs.
     """
 
-    factors: jax.Array
-    first: jax.Array
-    entered: jax.Array
+    still: jax.Array
     relevant: jax.Array
+    repeats: jax.Array
+    first: dict[int, jax.Array]
+
+
+class _Level(NamedTuple):
+    """One memory level and its loops; one scalar per loop, or per operand.
+
+    Attributes:
+      temporal, fan_out: factors of this level.
+      branch: iterations of each loop between neighbouring branches below.
+      step: iterations of each loop that one temporal iteration advances.
+      tile: iterations within one tile, at most the bound.
+      temporal_above, fan_out_above: products of the factors of the levels above.
+      cycles, cycles_above: temporal iterations of this level, and of those above.
+      sweeps: this level's temporal loops as each operand sees them.
+      keep: whether each operand is kept.
+    """
+
+    temporal: Scalars
+    fan_out: Scalars
+    branch: Scalars
+    step: Scalars
+    tile: Scalars
+    temporal_above: Scalars
+    fan_out_above: Scalars
     cycles: jax.Array
+    cycles_above: jax.Array
+    sweeps: tuple[_Sweep, ...]
+    keep: Scalars
 
 
-def _level_loops(factors: jax.Array, rank: jax.Array) -> _LevelLoops:
-    moving = jnp.where(RELEVANT, _present(factors)[None], 0.0)
-    is_inside = rank[None, :] < rank[:, None]
-    still = jnp.prod(jnp.where(is_inside[None], 1.0 - moving[:, None, :], 1.0), axis=-1)
-    repeats = jnp.where(RELEVANT, factors[None], 1.0 + (1.0 - still) * (factors[None] - 1.0))
-    return _LevelLoops(
-        factors=factors,
-        first=moving * still,
-        entered=jnp.prod(repeats, axis=-1),
-        relevant=_product(RELEVANT, factors),
-        cycles=jnp.prod(factors),
+def _levels(bounds: Scalars, mapping: Mapping) -> list[_Level]:
+    loops, num_levels = range(len(LOOPS)), mapping.num_levels
+    temporal = [tuple(mapping.temporal[l, d] for d in loops) for l in range(num_levels)]
+    fan_out = [tuple(mapping.spatial[l, 0, d] * mapping.spatial[l, 1, d] for d in loops) for l in range(num_levels)]
+    ones = (jnp.ones_like(temporal[0][0]),) * len(LOOPS)
+    temporal_above, fan_out_above = [ones], [ones]
+    for l in range(num_levels - 1, 0, -1):
+        temporal_above.insert(0, _multiply(temporal_above[0], temporal[l]))
+        fan_out_above.insert(0, _multiply(fan_out_above[0], fan_out[l]))
+    levels = []
+    below = ones
+    for l in range(num_levels):
+        step = _multiply(below, fan_out[l])
+        spanned = _multiply(step, temporal[l])
+        rank = tuple(mapping.order[l, d] for d in loops)
+        levels.append(
+            _Level(
+                temporal=temporal[l],
+                fan_out=fan_out[l],
+                branch=below,
+                step=step,
+                tile=tuple(map(jnp.minimum, spanned, bounds)),
+                temporal_above=temporal_above[l],
+                fan_out_above=fan_out_above[l],
+                cycles=_product(temporal[l]),
+                cycles_above=_product(temporal_above[l]),
+                sweeps=tuple(_sweep(temporal[l], rank, moves) for moves in _MOVES),
+                keep=tuple(mapping.keep[l, operand] for operand in range(len(OPERANDS))),
+            )
+        )
+        below = spanned
+    return levels
+
+
+def _sweep(temporal: Scalars, rank: Scalars, moves: tuple[int, ...]) -> _Sweep:
+    absent = {j: 1.0 - _present(temporal[j]) for j in moves}
+
+    def still_inside(i: int) -> jax.Array:
+        return _product(jnp.where(rank[j] < rank[i], absent[j], 1.0) for j in moves if j != i)
+
+    idle = [i for i in range(len(LOOPS)) if i not in moves]
+    return _Sweep(
+        still=_product(absent.values()),
+        relevant=_product(temporal[j] for j in moves),
+        repeats=_product(1.0 + (1.0 - still_inside(i)) * (temporal[i] - 1.0) for i in idle),
+        first={j: (1.0 - absent[j]) * still_inside(j) for j in _SLIDES} if moves == _MOVES[_INPUTS] else {},
     )
 
 
-class _Pattern(NamedTuple):
-    """Inputs that products touch along width and height, each (2,): runs of `run` words, one every `period`."""
+class _Passing(NamedTuple):
+    """Words of one operand at one level, per instance.
 
-    run: jax.Array
-    period: jax.Array
+    Attributes:
+      tile: of the largest tile.
+      entering: of all tiles that enter.
+      first: of the tiles that enter for the first time.
+      touched: of those, how many the level below writes without a read.
+    """
+
+    tile: jax.Array
+    entering: jax.Array
+    first: jax.Array
     touched: jax.Array
 
-    def last(self, words: jax.Array) -> jax.Array:
-        """Touched words among the last `words` of the box."""
-        run, period = jnp.minimum(self.run, self.period)[None], self.period[None]
-        whole = jnp.floor(words / period)
-        return jnp.minimum(self.touched[None], whole * run + jnp.minimum(run, words - whole * period))
+
+def _passing_tiles(bounds: Scalars, levels: list[_Level], operand: int) -> list[_Passing]:
+    """Weights and outputs: every word enters once, and again whenever a loop that does not move it goes on outside."""
+    moves = _MOVES[operand]
+    words = _product(bounds[j] for j in moves)
+    repeats = jnp.ones_like(words)
+    passing: list[_Passing] = []
+    for l in reversed(range(len(levels))):
+        first = words / _product(levels[l].fan_out_above[j] for j in moves)
+        tile = _product(levels[l].tile[j] for j in moves)
+        passing.insert(0, _Passing(tile, first * repeats, first, first))
+        sweep = levels[l].sweeps[operand]
+        idle_above = _product(levels[l].temporal_above[i] for i in range(len(LOOPS)) if i not in moves)
+        repeats = (1.0 - sweep.still) * sweep.repeats * idle_above + sweep.still * repeats
+    return passing
 
 
-def _pattern(operation: Operation, tile: jax.Array, below: jax.Array) -> _Pattern:
-    """What the boxes of the tiles `below` cover within a tile; exact unless stride and dilation both exceed one."""
-    m, n = tile[_OUTPUTS] / below[_OUTPUTS], tile[_TAPS] / below[_TAPS]
-    a, b = operation.stride * below[_OUTPUTS], operation.dilation * below[_TAPS]
+def _passing_windows(
+    operation: Operation, bounds: Scalars, levels: list[_Level], conventions: Conventions
+) -> list[_Passing]:
+    """Inputs: as other operands, but the window that enters next may share its halo with the one before."""
+    windows = _Windows(operation, conventions)
+    moves = _MOVES[_INPUTS]
+    below = (jnp.ones_like(bounds[0]),) * len(LOOPS)
+    passing = []
+    for l, level in enumerate(levels):
+        extents = windows.extents(level.tile)
+        box = extents[0] * extents[1]
+        touched = windows.touched(level.tile, below, box)
+        below = tuple(jnp.where(level.keep[_INPUTS] > 0.5, tile, b) for tile, b in zip(level.tile, below, strict=True))
+        above = _product(level.temporal_above[j] * level.fan_out_above[j] for j in moves)
+        # Edge tiles move only the words that exist: a tile's share of the bounds is one when the factors divide them.
+        tiles = _product(bounds[j] for j in moves) / (above * _product(level.tile[j] for j in _SLIDES))
+        waiting, inside = jnp.ones_like(box), jnp.ones_like(box)
+        entering, first, blind = jnp.zeros_like(box), jnp.zeros_like(box), jnp.zeros_like(box)
+        for outer in levels[l + 1 :]:
+            sweep = outer.sweeps[_INPUTS]
+            slid, slid_blind = windows.slide(outer, extents, box, touched)
+            relevant_above = waiting * inside * _product(outer.temporal_above[j] for j in moves)
+            entering = entering + relevant_above * sweep.repeats * outer.temporal_above[_K] * slid
+            first = first + relevant_above * slid
+            blind = blind + relevant_above * slid_blind
+            waiting = waiting * sweep.still
+            inside = inside * sweep.relevant
+        entering, first, blind = (
+            total + waiting * inside * words for total, words in ((entering, box), (first, box), (blind, touched))
+        )
+        boxed = _product(level.tile[j] for j in (_G, _N, _C))
+        passing.append(_Passing(boxed * box, tiles * entering, tiles * first, tiles * blind))
+    return passing
 
-    def slide(extent: jax.Array, number: jax.Array, step: jax.Array) -> jax.Array:
-        return extent + (number - 1.0) * jnp.minimum(step, extent)
 
-    run = slide(_extents(operation, below), jnp.where(a < b, m, n), jnp.minimum(a, b))
-    period = jnp.maximum(a, b)
-    return _Pattern(run, period, slide(run, jnp.where(a < b, n, m), period))
+class _Windows:
+    """Input windows of one operation under given conventions."""
+
+    def __init__(self, operation: Operation, conventions: Conventions):
+        self.stride = (operation.stride[0], operation.stride[1])
+        self.dilation = (operation.dilation[0], operation.dilation[1])
+        self.conventions = conventions
+
+    def extents(self, tile: Scalars) -> Scalars:
+        """Inputs of a tile along width and height."""
+        pairs = ((tile[_P], tile[_R]), (tile[_Q], tile[_S]))
+        extent = box_extent if self.conventions.gaps else distinct_offsets
+        return tuple(extent(*pair, self.stride[x], self.dilation[x]) for x, pair in enumerate(pairs))
+
+    def touched(self, tile: Scalars, below: Scalars, box: jax.Array) -> jax.Array:
+        """Inputs of a tile that the tiles below it reach."""
+        if not self.conventions.gaps:
+            return box
+        width = touched_extent(tile[_P], tile[_R], below[_P], below[_R], self.stride[0], self.dilation[0])
+        height = touched_extent(tile[_Q], tile[_S], below[_Q], below[_S], self.stride[1], self.dilation[1])
+        return width * height
+
+    def slide(self, outer: _Level, extents: Scalars, box: jax.Array, touched: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Inputs that enter over the loops of an outer level that move them, and those of them written blind.
+
+        The innermost of these loops slides the window, and only what is new enters; the others start afresh. Of what
+        enters, as much is written without a read as the tile's products touch, at most all.
+        """
+        sweep = outer.sweeps[_INPUTS]
+        afresh = sweep.relevant * (1.0 - sweep.still - _add(sweep.first.values()))
+        slid, slid_blind = afresh * box, afresh * touched
+        for j, axis in _SLIDES.items():
+            step = (self.stride if j in (_P, _Q) else self.dilation)[axis] * outer.step[j]
+            new = jnp.minimum(step, extents[axis]) * extents[1 - axis] if self.conventions.halo_reuse else box
+            others = sweep.first[j] * _product(outer.temporal[i] for i in _MOVES[_INPUTS] if i != j)
+            slid = slid + others * (box + (outer.temporal[j] - 1.0) * new)
+            slid_blind = slid_blind + others * (touched + (outer.temporal[j] - 1.0) * jnp.minimum(new, touched))
+        return slid, slid_blind
+
+    def distinct(self, level: _Level) -> jax.Array:
+        """Different tiles among the branches below a level, along width and height."""
+        fan_out, branch = level.fan_out, level.branch
+        width = (fan_out[_P], fan_out[_R], self.stride[0] * branch[_P], self.dilation[0] * branch[_R])
+        height = (fan_out[_Q], fan_out[_S], self.stride[1] * branch[_Q], self.dilation[1] * branch[_S])
+        return distinct_offsets(*width) * distinct_offsets(*height)
 
 
-def _accesses_from_below(operation: Operation, mapping: Mapping, fan_out: jax.Array, entering: jax.Array) -> jax.Array:
-    """Words that the next level below that keeps an operand, or the MACs, ask of one instance, shape (L, 3).
+def _words(operation: Operation, levels: list[_Level], operand: int, passing: list[_Passing], macs: jax.Array) -> tuple:
+    """Reads, fills, updates, entering, finals and footprint of one operand, a list over levels each.
 
-    One access serves all instances below that want the same word, through levels that do not keep it as well.
+    A level is asked for what enters the next one below that keeps the operand, or for every product of the MACs; one
+    access serves all branches that want the same words, through levels that do not keep them as well.
     """
-    steps = mapping.tiles() / (mapping.temporal * fan_out)
-    demand = jnp.ones_like(entering[0]) * operation.macs / jnp.prod(fan_out)
-    accessed = []
-    for l in range(mapping.num_levels):
-        windows = jnp.prod(_distinct_windows(operation, fan_out[l], steps[l]))
-        demand = demand * _product(_BOXED, fan_out[l]) * jnp.where(_INPUTS, windows, 1.0)
-        accessed.append(demand)
-        demand = jnp.where(mapping.keep[l] > 0.5, entering[l], demand)
-    return jnp.stack(accessed)
-
-
-def _distinct_windows(operation: Operation, fan_out: jax.Array, steps: jax.Array) -> jax.Array:
-    """Distinct input windows among m outputs x n taps side by side, along width and height, shape (2,).
-
-    They start at ``i * a + j * b``, i < m, j < n. Two pairs start at the same input when they differ by a multiple of
-    ``(b, -a) / gcd(a, b)``: the diagonals of the fan-out. Windows that overlap in part are each read in full.
-    """
-    m, n = fan_out[_OUTPUTS], fan_out[_TAPS]
-    a, b = operation.stride * steps[_OUTPUTS], operation.dilation * steps[_TAPS]
-    divisor = _common_divisor(a, b)
-    return m * n - jnp.maximum(0.0, m - b / divisor) * jnp.maximum(0.0, n - a / divisor)
-
-
-def _common_divisor(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Greatest common divisor by Euclid, unrolled: 12 divisions suffice while the smaller number is below 233."""
-    a, b = jax.lax.stop_gradient((a, b))
-    for _ in range(12):
-        remainder = jnp.where(b > 0.5, a - b * jnp.floor(a / jnp.maximum(b, 1.0)), 0.0)
-        a, b = jnp.where(b > 0.5, b, a), remainder
-    return a
-
-
-def _extents(operation: Operation, tile: jax.Array) -> jax.Array:
-    """Inputs that a tile spans along width and height, shape (2,): the bounding box of its windows."""
-    return (tile[_OUTPUTS] - 1.0) * operation.stride + (tile[_TAPS] - 1.0) * operation.dilation + 1.0
+    windows = _Windows(operation, TIMELOOP)
+    moves = [j for j in _MOVES[operand] if operand != _INPUTS or j not in _SLIDES]
+    summed = operation.accumulated[operand]
+    demand = macs / _product(map(operator.mul, levels[0].fan_out, levels[0].fan_out_above))
+    columns: tuple[list, ...] = ([], [], [], [], [], [])
+    for level, words in zip(levels, passing, strict=True):
+        demand = demand * _product(level.fan_out[j] for j in moves)
+        if operand == _INPUTS:
+            demand = demand * windows.distinct(level)
+        keep = level.keep[operand]
+        is_top = level is levels[-1]
+        copies = _product(level.fan_out_above[i] for i in range(len(LOOPS)) if i not in _MOVES[operand])
+        of_level = (
+            demand - summed * words.touched,
+            jnp.zeros_like(demand) if is_top else words.entering - summed * words.first,
+            summed * demand,
+            words.entering,
+            summed * words.touched * (1.0 - _present(copies)),
+            words.tile,
+        )
+        for column, number in zip(columns, of_level, strict=True):
+            column.append(keep * number)
+        demand = jnp.where(keep > 0.5, words.entering, demand)
+    return columns
 
 
 def _present(factor: jax.Array) -> jax.Array:
@@ -290,12 +364,13 @@ def _present(factor: jax.Array) -> jax.Array:
     return x * x * (3.0 - 2.0 * x)
 
 
-def _product(mask: np.ndarray, factors: jax.Array) -> jax.Array:
-    """Product of the factors in each row of a mask, shape (3,)."""
-    return jnp.prod(jnp.where(mask, factors[None], 1.0), axis=-1)
+def _product(factors: Iterable[jax.Array]) -> jax.Array:
+    return reduce(operator.mul, factors)
 
 
-def _above(factors: jax.Array) -> jax.Array:
-    """Products of the factors of all levels above each level, (L, ...) -> (L, ...)."""
-    inclusive = jnp.cumprod(factors[::-1], axis=0)[::-1]
-    return jnp.concatenate([inclusive[1:], jnp.ones_like(inclusive[:1])])
+def _add(terms: Iterable[jax.Array]) -> jax.Array:
+    return reduce(operator.add, terms)
+
+
+def _multiply(a: Scalars, b: Scalars) -> Scalars:
+    return tuple(map(operator.mul, a, b))

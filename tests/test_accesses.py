@@ -80,7 +80,7 @@ def as_mapping(nests: list[Nest]) -> Mapping:
 def check_all_mappings(bounds, window):
     nests = list(all_mappings(bounds, **window))
     mappings = as_mapping(nests)
-    counts = jax.jit(jax.vmap(count, in_axes=(None, 0)))
+    counts = jax.vmap(count, in_axes=(None, 0))
     for pass_, summed in PASSES.items():
         counted = counts(make_operation(**bounds, **window, pass_=pass_), mappings)
         words = np.stack([counted.reads, counted.fills, counted.updates], axis=-1)

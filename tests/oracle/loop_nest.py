@@ -149,7 +149,10 @@ def _merged_branches(nest: Nest, operand: str, below: int, level: int) -> int:
 
 
 def _first_touches(nest: Nest, operand: str, visits: list, visits_below: list, below: int, level: int) -> int:
-    """Words of one instance that are written from below when they hold no value yet."""
+    """Words of one instance that are written from below when they hold no value yet.
+
+    These are words that enter with the first visit of a tile: as many as the visit touches, at most all that enter.
+    """
     steps_below = 1
     for l in range(below + 1, level + 1):
         for factor in nest.temporal[l].values():
@@ -161,10 +164,10 @@ def _first_touches(nest: Nest, operand: str, visits: list, visits_below: list, b
     count, remaining = 0, deque(visits_below)
     for i, (_, visit) in enumerate(visits):
         end = visits[i + 1][0] if i + 1 < len(visits) else None
-        touched = set(visit.elements - visit.entered if visit.is_first else visit.elements)
+        touched = set()
         while remaining and (end is None or remaining[0][0] // steps_below < end):
             _, child = remaining.popleft()
-            drained = {tuple(e + s for e, s in zip(x, shift, strict=True)) for x in child.entered for shift in shifts}
-            count += len(drained - touched)
-            touched |= drained
+            touched |= {tuple(e + s for e, s in zip(x, shift, strict=True)) for x in child.elements for shift in shifts}
+        if visit.is_first:
+            count += min(len(visit.entered), len(touched))
     return count

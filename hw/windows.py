@@ -1,0 +1,68 @@
+"""Geometry of sliding windows along one axis: which inputs a tile of outputs and taps meets.
+
+An input lies at ``output * stride + tap * dilation``. All arguments are scalars, or vectors over a batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_DIVISIONS = 6
+
+
+def box_extent(outputs: jax.Array, taps: jax.Array, stride: jax.Array, dilation: jax.Array) -> jax.Array:
+    """Inputs from the first to the last that a tile of outputs x taps meets, those in gaps included."""
+    return (outputs - 1.0) * stride + (taps - 1.0) * dilation + 1.0
+
+
+def distinct_offsets(m: jax.Array, n: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Distinct sums ``i * a + j * b`` with i < m and j < n: the windows of a fan-out that are not the same.
+
+    Two pairs give the same sum when they differ by a multiple of ``(b, -a) / gcd(a, b)``: the diagonals. Between
+    integer offsets the number is blended smoothly towards m * n.
+
+    Args:
+      m, n: how many there are side by side, >= 1.
+      a, b: their offsets, >= 1. Coinciding sums are found while the smaller term of the ratio a / b is below 21.
+
+    Returns:
+      The number of distinct sums, exact for integers, with a continuous slope in all arguments.
+    """
+    whole_a, whole_b = jnp.round(a), jnp.round(b)
+    larger, divisor = whole_a, whole_b
+    remainder = larger
+    for _ in range(_DIVISIONS):
+        remainder = larger - divisor * jnp.floor(larger / divisor)
+        larger, divisor = divisor, jnp.where(remainder > 0.5, remainder, divisor)
+    repeated = jnp.maximum(0.0, m - whole_b / divisor) * jnp.maximum(0.0, n - whole_a / divisor)
+    found = jnp.where(remainder > 0.5, 0.0, _wholeness(a - whole_a) * _wholeness(b - whole_b))
+    return m * n - repeated * found
+
+
+def touched_extent(
+    outputs: jax.Array,
+    taps: jax.Array,
+    outputs_below: jax.Array,
+    taps_below: jax.Array,
+    stride: jax.Array,
+    dilation: jax.Array,
+) -> jax.Array:
+    """Inputs of a tile that lie in the boxes of the tiles below it; exact unless stride and dilation both exceed one.
+
+    The boxes slide over the tile by outputs and by taps; first by the smaller step, which joins them to runs.
+    """
+    a, b = stride * outputs_below, dilation * taps_below
+    m, n = outputs / outputs_below, taps / taps_below
+    run = slid_extent(
+        box_extent(outputs_below, taps_below, stride, dilation), jnp.where(a < b, m, n), jnp.minimum(a, b)
+    )
+    return slid_extent(run, jnp.where(a < b, n, m), jnp.maximum(a, b))
+
+
+def slid_extent(extent: jax.Array, number: jax.Array, step: jax.Array) -> jax.Array:
+    """Inputs that a run of the given extent covers in a number of positions one step apart."""
+    return extent + (number - 1.0) * jnp.minimum(step, extent)
+
+
+def _wholeness(fraction: jax.Array) -> jax.Array:
+    """1 at an integer and 0 halfway, flat at both."""
+    return (1.0 - 4.0 * fraction * fraction) ** 2
