@@ -218,3 +218,8 @@ def power_of_two(exponent: jax.Array) -> jax.Array:
 def _limit(exponent: jax.Array, log2_range: jax.Array) -> jax.Array:
     """Largest magnitude in steps, an integer, at least 1."""
     return jnp.maximum(jnp.round(jnp.exp2(log2_range - exponent)), 1.0)
+
+
+def log2_levels(levels: jax.Array) -> jax.Array:
+    """log2 of a number of steps, a little less: a float logarithm may be too large, and cost one more bit."""
+    return jnp.log2(levels) - 2.0**-13

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nets import fixed_point
-from nets.fixed_point import FLOAT_BITS, FLOAT_LOG2_ABOVE, FLOAT_LOG2_BELOW, SIGNIFICAND_BITS
-from nets.jaxpr import Product, find_products, interpret
+from nets.calibration import calibrate
+from nets.fixed_point import FLOAT_BITS, SIGNIFICAND_BITS
+from nets.jaxpr import find_products
 from nets.ops import NUM_STATISTICS, STATISTICS, Formats
 
 
@@ -235,7 +236,7 @@ def freeze(precision: Precision) -> Precision:
     return dataclasses.replace(
         precision,
         log2_step=log2_step,
-        log2_range=jnp.where(is_float, precision.log2_range, log2_step + _log2_levels(levels)),
+        log2_range=jnp.where(is_float, precision.log2_range, log2_step + fixed_point.log2_levels(levels)),
         error_bits=bits[:, 2:],
         frozen=True,
     )
@@ -276,81 +277,21 @@ def init_precision(
         )
     assigned = rules.assign([product.name for product in products])
     bits = jnp.array([rule.bits for rule in assigned], float)
-    run = jax.jit(lambda bits, params, *args: _calibrate(fn, loss, products, bits, params, *args))
-    log2_step, log2_range, signed, peak, error_log2_range = run(bits, params, *args)
-    for product, peaks in zip(products, np.asarray(peak), strict=True):
+    found = calibrate(fn, loss, products, bits, params, *args)
+    for product, peaks in zip(products, np.asarray(found.peak), strict=True):
         if not np.all(np.isfinite(peaks)):
             raise ValueError(
                 f"expected finite weights and inputs on the calibration batch, got NaN or infinity at "
                 f"{product.name!r}; check data and parameters"
             )
     precision = Precision(
-        log2_step=log2_step,
-        log2_range=log2_range,
+        log2_step=found.log2_step,
+        log2_range=found.log2_range,
         error_bits=bits[:, 2:],
         names=tuple(product.name for product in products),
         param_paths=tuple(product.param_path for product in products),
-        signed=tuple((bool(weights), bool(inputs)) for weights, inputs in np.asarray(signed)),
+        signed=tuple((bool(weights), bool(inputs)) for weights, inputs in np.asarray(found.signed)),
         learned=tuple((r.learn, r.learn and p.needs_input_grad) for r, p in zip(assigned, products, strict=True)),
     )
     probes = jnp.zeros((len(products), NUM_STATISTICS), bits.dtype)
-    return precision, QuantState(error_log2_range, jnp.ones_like(bits), probes)
-
-
-def _calibrate(
-    fn: Callable, loss: Callable | None, products: tuple[Product, ...], bits: jax.Array, params: Any, *args: Any
-) -> tuple[jax.Array, ...]:
-    """(log2_step, log2_range, signed, peak, error_log2_range), each (P, 2), from one forward and backward pass."""
-
-    def forward(probes: list[jax.Array]) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-        operands = []
-
-        def on_product(index: int, product: Product, lhs: jax.Array, rhs: jax.Array, default_fn: Callable) -> jax.Array:
-            operands.append((lhs, rhs) if product.weights_operand == 0 else (rhs, lhs))
-            return default_fn(lhs, rhs) + probes[index]
-
-        out = interpret(fn, on_product, keep_checkpoints=False)(params, *args)
-        return jnp.zeros(()) if loss is None else loss(out), operands
-
-    errors, operands = jax.grad(forward, has_aux=True)([jnp.zeros(p.out_shape, p.dtype) for p in products])
-    fits = [
-        _fit(x, bits[row, i], is_parameter=i == 0 and products[row].param_path is not None)
-        for row, pair in enumerate(operands)
-        for i, x in enumerate(pair)
-    ]
-    log2_step, log2_range, signed, peak = jnp.stack(fits, axis=1).reshape(4, len(products), 2)
-    error_peak = jnp.stack([jnp.max(jnp.abs(error)).astype(bits.dtype) for error in errors])
-    # Errors are zero without a loss, and where it does not depend on the product: start at 1.
-    error_log2_range = jnp.where(error_peak > 0.0, jnp.floor(jnp.log2(error_peak)) + 1.0, jnp.zeros_like(error_peak))
-    return log2_step, log2_range, signed, peak, jnp.stack([error_log2_range, error_log2_range], axis=1)
-
-
-def _fit(x: jax.Array, bits: jax.Array, is_parameter: bool) -> jax.Array:
-    """(log2_step, log2_range, signed, peak) of an operand on the calibration batch, shape (4,)."""
-    x = x.astype(bits.dtype)
-    peak = jnp.max(jnp.abs(x))
-    # A layer that starts at zero has no scale yet: take 1.
-    scale = jnp.where(peak == 0.0, jnp.ones_like(peak), peak)
-    signed = jnp.ones_like(peak) if is_parameter else jnp.any(x < 0.0).astype(peak.dtype)
-    levels = 2.0 ** (bits - signed) - 1.0
-
-    def squared_error(exponent: jax.Array) -> jax.Array:
-        step = fixed_point.power_of_two(exponent)
-        return jnp.sum((fixed_point.quantise(x, step, step * levels, signed=True) - x) ** 2)
-
-    exponents = jnp.ceil(jnp.log2(scale / levels)) - jnp.arange(4, dtype=x.dtype)
-    exponent = exponents[jnp.argmin(jax.lax.map(squared_error, exponents))]
-    fixed = jnp.stack([exponent, exponent + _log2_levels(levels)])
-    top = jnp.ceil(jnp.log2(scale))
-    is_float = bits > SIGNIFICAND_BITS
-    return jnp.concatenate(
-        [
-            jnp.where(is_float, jnp.stack([top - FLOAT_LOG2_BELOW, top + FLOAT_LOG2_ABOVE]), fixed),
-            jnp.stack([signed, peak]),
-        ]
-    )
-
-
-def _log2_levels(levels: jax.Array) -> jax.Array:
-    """log2 of a number of steps, a little less: a float logarithm may be too large, and cost one more bit."""
-    return jnp.log2(levels) - 2.0**-13
+    return precision, QuantState(found.error_log2_range, jnp.ones_like(bits), probes)

@@ -1,9 +1,8 @@
 """Rounding to integers: to nearest with a straight-through gradient, and stochastic from a counter-based hash.
 
-Stochastic rounding is unbiased, so a sum of rounded gradients keeps its mean where rounding to nearest would set
-every small gradient to zero. Its random words come from an integer hash of the element's position and a seed: drawing
-them from `jax.random` costs a third of a small training step, the hash a sixth, and the seeds alone are drawn from a
-key.
+Stochastic rounding is unbiased, so a sum of rounded gradients keeps its mean where rounding to nearest would set every
+small gradient to zero. Its random words are an integer hash of the element's position and a seed, and only seeds come
+from a key: for half a million values on a CPU, words of `jax.random` take 1.7 ms, the hash with the rounding 0.12 ms.
 """
 
 import math
