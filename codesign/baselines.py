@@ -7,12 +7,9 @@ from collections.abc import Mapping as MappingABC
 import jax
 
 from codesign.design import DesignSpace
-from codesign.evaluation import Evaluated, evaluate_chips
+from codesign.evaluation import Evaluated, evaluate
 from codesign.legalize import legal_chip, preference
 from hw.schedule import Step
-
-_CHUNK = 8  # chips evaluated at once: keeps one compilation and little memory
-
 
 def random_chips(
     space: DesignSpace,
@@ -39,12 +36,9 @@ def random_chips(
             chips.append(chip)
     if not chips:
         raise ValueError(f"random chips: none of {draws} draws has at most {limit * 1e6:.3g} mm2; raise the area budget")
-    found: list[Evaluated] = []
-    for start in range(0, len(chips), _CHUNK):
-        chunk = chips[start : start + _CHUNK]
-        padded = chunk + chunk[:1] * (_CHUNK - len(chunk))  # one shape, one compilation
-        found += evaluate_chips(
-            padded, step, operation_bits, tensor_bits, jax.random.fold_in(search_key, start), **options
-        )[: len(chunk)]
+    found = [
+        evaluate(chip, step, operation_bits, tensor_bits, jax.random.fold_in(search_key, i), **options)
+        for i, chip in enumerate(chips)
+    ]
     best = min(found, key=lambda other: preference(other.cost, budgets))
     return best._replace(evaluations=sum(other.evaluations for other in found))

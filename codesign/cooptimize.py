@@ -125,7 +125,6 @@ class Phase(NamedTuple):
     """Which parts of the state a stretch of training moves, and what it pays for; static.
 
     Attributes:
-      name: of the phase, for logs.
       train: whether the network trains (without, only the chip moves and no data are read).
       quantised: whether products are quantised.
       learn_bits, learn_chip: whether precision and chip move.
@@ -133,7 +132,6 @@ class Phase(NamedTuple):
       weight: of the logarithm of that penalty.
     """
 
-    name: str
     train: bool = True
     quantised: bool = True
     learn_bits: bool = False
@@ -282,11 +280,14 @@ def _penalty(task: Task, phase: Phase, groups, state: State):
 def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:
     """Search anew for candidate mappings of the chip as it stands and of its neighbours, starting from those it has."""
     bits = state.precision.bits()
-    found = search_mappings(
-        task.space.neighbours(state.design), task.workload.step, task.workload.operation_bits(bits),
-        task.workload.tensor_bits(bits), state.prices, key, slots=task.slots, tables=task.tables,
-        start=state.mappings, evaluations=task.evaluations, num_best=task.num_candidates,
-    )  # fmt: skip
+    found = [
+        search_mappings(
+            chip, task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits), state.prices,
+            jax.random.fold_in(key, i), slots=task.slots, tables=task.tables, start=state.mappings,
+            evaluations=task.evaluations, num_best=task.num_candidates,
+        )
+        for i, chip in enumerate(task.space.neighbours(state.design))
+    ]  # fmt: skip
     return dataclasses.replace(state, mappings=mapper.with_neighbours(found))
 
 

@@ -84,8 +84,8 @@ class DesignSpace:
         """The buildable chip of a design, differentiable straight through its grains."""
         return with_values(self.base, {name: self.variables[name].value(raw) for name, raw in design.items()})
 
-    def neighbours(self, design: Design, step: float = 0.25) -> Chip:
-        """The chip itself and, stacked behind it, the chips one step larger in each quantity that bounds a mapping.
+    def neighbours(self, design: Design, step: float = 0.25) -> list[Chip]:
+        """The chip itself, and behind it the chips one step larger in each quantity that bounds a mapping.
 
         A step is at least one grain: `step` is the relative growth. What limits mappings are array size and capacities.
         """
@@ -96,7 +96,7 @@ class DesignSpace:
                 variable = self.variables[name]
                 larger = jnp.ceil(values[name] * (1 + step) / variable.grain) * variable.grain
                 chips.append(with_values(self.base, values | {name: jnp.minimum(larger, variable.high)}))
-        return jax.tree.map(lambda *xs: jnp.stack(xs), *chips)
+        return chips
 
     def random(self, key: jax.Array) -> Design:
         """A design drawn uniformly on each quantity's own scale."""

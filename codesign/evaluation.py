@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from codesign import mapper
 from codesign.objective import full_density, next_prices, step_cost
 from hw.chip import Chip
-from hw.operation import stack_operations
 from hw.schedule import Step, StepCost, residency
 
 NUM_CHAINS = 16
@@ -35,7 +34,7 @@ class Evaluated(NamedTuple):
 
 
 def search_mappings(
-    chips: Chip,
+    chip: Chip,
     step: Step,
     operation_bits: jax.Array,
     tensor_bits: jax.Array,
@@ -48,22 +47,18 @@ def search_mappings(
     evaluations: int,
     num_best: int,
 ) -> mapper.Candidates:
-    """Candidates (chips, n, num_best) of every operation of a step on stacked chips, `evaluations` mappings tried each.
-
-    What stays resident is taken from the first chip: it moves little between neighbours, and only ranks candidates.
-    """
-    first = jax.tree.map(lambda x: x[0], chips)
-    rho = residency(step, tensor_bits, first.size_bits[-2] * first.resident_fraction)
+    """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each."""
+    rho = residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
     return mapper.search(
-        key, step.operations, chips, operation_bits, prices, slots=slots, tables=tables,
+        key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
         density=full_density(operation_bits), resident=rho[step.operand_tensor],
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
         iterations=max(1, evaluations // NUM_CHAINS), num_best=num_best,
     )  # fmt: skip
 
 
-def evaluate_chips(
-    chips: list[Chip],
+def evaluate(
+    chip: Chip,
     step: Step,
     operation_bits: jax.Array,
     tensor_bits: jax.Array,
@@ -76,42 +71,36 @@ def evaluate_chips(
     evaluations: int = 2000,
     rounds: int = 2,
     num_best: int = 4,
-) -> list[Evaluated]:
-    """Search the mappings of a step on each of several chips of one kind and cost it, least EDP in mind.
+) -> Evaluated:
+    """Search the mappings of a step on a chip and cost it, least EDP in mind.
 
     Each round searches at the prices of a joule and a second that the round before ended with; without `prices` a first
-    round weighs a second by a guess of the chip's power.
+    round weighs a second by a guess of the chip's power. `evaluations` are per operation and round.
     """
-    slots = mapper.make_slots(chips[0]) if slots is None else slots
+    slots = mapper.make_slots(chip) if slots is None else slots
     tables = mapper.make_tables(step.operations) if tables is None else tables
     rounds += prices is None
-    prices = initial_prices(chips[0], operation_bits.dtype) if prices is None else prices
-    stacked, found, tried = stack_operations(chips), start, 0
+    prices = initial_prices(chip, operation_bits.dtype) if prices is None else prices
+    found = start
     for i in range(rounds):
-        per_chip = search_mappings(
-            stacked, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
+        found = search_mappings(
+            chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
             slots=slots, tables=tables, start=found, evaluations=evaluations, num_best=num_best,
         )  # fmt: skip
-        costs = _costs(stacked, step, per_chip, operation_bits, tensor_bits, prices)
-        found = jax.tree.map(lambda x: x[0], per_chip)
-        prices = next_prices(jax.tree.map(lambda x: x[0], costs))
-        tried += evaluations * operation_bits.shape[0]
-    at = [(jax.tree.map(lambda x: x[i], per_chip), jax.tree.map(lambda x: x[i], costs)) for i in range(len(chips))]
-    return [
-        Evaluated(chip, candidates, next_prices(cost), cost, tried)
-        for chip, (candidates, cost) in zip(chips, at, strict=True)
-    ]
+        cost = _step_cost(chip, step, operation_bits, tensor_bits, found.accesses, prices)
+        prices = next_prices(cost)
+    return Evaluated(chip, found, prices, cost, rounds * evaluations * operation_bits.shape[0])
 
 
 def evaluate_chip(
     chip: Chip, step: Step, operation_bits: jax.Array, tensor_bits: jax.Array, key: jax.Array, names: tuple[str, ...], **options
 ) -> Evaluated:
-    """`evaluate_chips` of one chip.
+    """`evaluate`, of a chip that must be able to run the step.
 
     Raises:
       ValueError: no legal mapping of an operation was found; names the operation and what does not fit.
     """
-    found = evaluate_chips([chip], step, operation_bits, tensor_bits, key, **options)[0]
+    found = evaluate(chip, step, operation_bits, tensor_bits, key, **options)
     mapper.check_legal(found.cost.violation, chip, names)
     return found
 
@@ -121,7 +110,4 @@ def initial_prices(chip: Chip, dtype) -> jax.Array:
     return jnp.asarray([1.0, chip.num_macs() * chip.frequency() * 1e-12], dtype)
 
 
-@jax.jit
-def _costs(chips: Chip, step: Step, candidates: mapper.Candidates, operation_bits, tensor_bits, prices) -> StepCost:
-    over_chips = jax.vmap(step_cost, (0, None, None, None, 0, None))
-    return over_chips(chips, step, operation_bits, tensor_bits, candidates.accesses, prices)
+_step_cost = jax.jit(step_cost)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from codesign.config import ChipConfig
-from codesign.evaluation import evaluate_chip
+from codesign.evaluation import Evaluated, evaluate_chip
+from codesign.objective import step_cost
 from codesign.problem import load_chip, load_model
 from codesign.tracing import Workload, trace
 from hw.operation import LOOPS
@@ -67,26 +68,27 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
     Raises:
       ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits.
     """
-    built = load_chip(chip)
+    built, key = load_chip(chip), jax.random.key(0)
     training, single = _workload(model, data, batch_size), _workload(model, data, 1)
     uniform = jnp.full((max(training.product) + 1, 4), float(bits))
-    inference = single.inference
-    widths = (
-        jnp.full(inference.operand_tensor.shape, float(bits)),
-        jnp.full(inference.tensor_elements.shape, float(bits)),
-    )
-    forward = tuple(label for label, of in zip(single.labels, single.passes, strict=True) if of == "forward")
-    step = training.step, training.operation_bits(uniform), training.tensor_bits(uniform)
-    key = jax.random.key(0)
+
+    def searched(workload: Workload) -> Evaluated:
+        widths = workload.operation_bits(uniform), workload.tensor_bits(uniform)
+        return evaluate_chip(built, workload.step, *widths, key, workload.labels, evaluations=evaluations)
+
+    # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
+    found, forward = searched(single), np.array([name == "forward" for name in single.passes])
+    accesses = jax.tree.map(lambda x: x[forward], found.candidates.accesses)
+    step = single.inference
+    widths = (jnp.full(shape, float(bits)) for shape in (step.operand_tensor.shape, step.tensor_elements.shape))
+    inference = jax.jit(step_cost)(built, step, *widths, accesses, found.prices)
     return {
         "model": model,
         "chip": chip.preset,
         "bits": bits,
         "batch_size": batch_size,
-        "training_step": _costs(
-            evaluate_chip(built, *step, key, training.labels, evaluations=evaluations).cost, batch_size
-        ),
-        "inference": _costs(evaluate_chip(built, inference, *widths, key, forward, evaluations=evaluations).cost, 1),
+        "training_step": _costs(searched(training).cost, batch_size),
+        "inference": _costs(inference, 1),
     }
 
 

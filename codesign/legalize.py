@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from codesign.design import Design, DesignSpace, physical_values, with_values
-from codesign.evaluation import Evaluated, evaluate_chips
+from codesign.evaluation import Evaluated, evaluate
 from hw.chip import Chip
 from hw.schedule import Step, StepCost
 
@@ -41,13 +41,13 @@ def polish(
     """
     evaluations = legal.evaluations
     for i in range(max_rounds):
-        chips = _grid_neighbours(space, legal.chip)
-        if not chips:
-            break
-        found = evaluate_chips(
-            chips, step, operation_bits, tensor_bits, jax.random.fold_in(key, i),
-            start=legal.candidates, prices=legal.prices, rounds=1, **options,
-        )  # fmt: skip
+        found = [
+            evaluate(
+                chip, step, operation_bits, tensor_bits, jax.random.fold_in(key, i),
+                start=legal.candidates, prices=legal.prices, rounds=1, **options,
+            )
+            for chip in _grid_neighbours(space, legal.chip)
+        ]  # fmt: skip
         evaluations += sum(other.evaluations for other in found)
         best = min([legal, *found], key=lambda other: preference(other.cost, budgets))
         if best is legal:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -163,87 +163,71 @@ class Problem(NamedTuple):
     tables: Tables
 
 
-def _cost_of(chip: Chip, problem: Problem, genome: Genome, slots: Slots) -> Cost:
-    accesses = count(problem.operation, to_mapping(genome, problem.operation.bounds, slots))
-    return price(chip, problem.operation, accesses, problem.bits, problem.density, problem.resident)
+class _Chains(NamedTuple):
+    """State of the chains of one operation; leading axis: chains."""
+
+    genomes: Genome
+    scores: jax.Array
+    best: Genome
+    best_scores: jax.Array
+    best_accesses: Accesses
 
 
-def _anneal(key, chip, problem: Problem, start: Genome, prices, iterations: int, slots: Slots):
-    """Anneal the chains (leading axis of `start`) of one operation; returns each chain's best genome and score."""
-    bounds = problem.operation.bounds
-    num_chains = start.factors.shape[0]
+def _anneal(key, chip: Chip, problem: Problem, start: Genome, prices, iterations, slots: Slots) -> _Chains:
+    """Anneal the chains of one operation from `start`, which is scored in the first iteration."""
+    bounds, num_chains = problem.operation.bounds, start.factors.shape[0]
 
-    def scores(genomes: Genome) -> jax.Array:
-        return jax.vmap(lambda g: score(_cost_of(chip, problem, g, slots), prices))(genomes)
+    def evaluate(genome: Genome) -> tuple[jax.Array, Accesses]:
+        accesses = count(problem.operation, to_mapping(genome, bounds, slots))
+        cost = price(chip, problem.operation, accesses, problem.bits, problem.density, problem.resident)
+        return score(cost, prices), accesses
 
-    def replace(better, new, old):
+    def moved(key: jax.Array, genome: Genome, num_moves: jax.Array) -> Genome:
+        def move(i, genome):
+            proposed = _propose(jax.random.fold_in(key, i), genome, bounds, problem.tables)
+            return jax.tree.map(lambda new, old: jnp.where(i < num_moves, new, old), proposed, genome)
+
+        return jax.lax.fori_loop(0, 2, move, genome)
+
+    def replace(better: jax.Array, new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(better, range(1, a.ndim)), a, b), new, old)
 
-    def advance(i, carry):
-        genomes, current, best, best_score = carry
-        keys = jax.random.split(jax.random.fold_in(key, i), (2, num_chains))
-        proposed = jax.vmap(_propose, (0, 0, None, None))(keys[0], genomes, bounds, problem.tables)
-        # Every other chain makes a second move, so that compound moves (shrink here, grow there) can pass.
-        again = jax.vmap(_propose, (0, 0, None, None))(keys[1], proposed, bounds, problem.tables)
-        proposed = replace(jnp.arange(num_chains) % 2 == i % 2, again, proposed)
-        new = scores(proposed)
+    def advance(i: jax.Array, chains: _Chains) -> _Chains:
+        move_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
+        # Every other chain makes two moves at once, so that compound moves (shrink here, grow there) can pass.
+        num_moves = jnp.where(i == 0, 0, 1 + (jnp.arange(num_chains) + i) % 2)
+        proposed = jax.vmap(moved)(jax.random.split(move_key, num_chains), chains.genomes, num_moves)
+        scores, accesses = jax.vmap(evaluate)(proposed)
         temperature = 0.3 * (1.0 - i / iterations) ** 2
-        threshold = current - temperature * jnp.log(jax.random.uniform(keys[0][0], (num_chains,), minval=1e-6))
-        accept = new <= threshold
-        genomes, current = replace(accept, proposed, genomes), jnp.where(accept, new, current)
-        better = new < best_score
-        return genomes, current, replace(better, proposed, best), jnp.where(better, new, best_score)
+        luck = -jnp.log(jax.random.uniform(accept_key, (num_chains,), scores.dtype, minval=1e-6))
+        accept = scores <= chains.scores + temperature * luck
+        better = scores < chains.best_scores
+        return _Chains(
+            replace(accept, proposed, chains.genomes),
+            jnp.where(accept, scores, chains.scores),
+            replace(better, proposed, chains.best),
+            jnp.where(better, scores, chains.best_scores),
+            replace(better, accesses, chains.best_accesses),
+        )
 
-    first = scores(start)
-    _, _, best, best_score = jax.lax.fori_loop(0, iterations, advance, (start, first, start, first))
-    return best, best_score
+    shapes = jax.eval_shape(jax.vmap(evaluate), start)[1]
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    unscored = jnp.full((num_chains,), jnp.inf, prices.dtype)
+    return jax.lax.fori_loop(0, iterations, advance, _Chains(start, unscored, start, unscored, nothing))
 
 
-def _distinct_best(genomes: Genome, scores: jax.Array, num: int) -> tuple[Genome, jax.Array]:
-    """The `num` lowest scores among the chains, repeats (equal scores) last."""
+def _distinct_best(scores: jax.Array, num: int) -> jax.Array:
+    """Indices of the `num` lowest scores, repeats (equal scores) last."""
     order = jnp.argsort(scores)
     ranked = scores[order]
     repeat = jnp.concatenate([jnp.zeros((1,), bool), jnp.diff(ranked) <= 1e-6 * jnp.abs(ranked[1:])])
-    chosen = order[jnp.argsort(jnp.where(repeat, ranked + 2 * _ILLEGAL, ranked))[:num]]
-    return jax.tree.map(lambda x: x[chosen], genomes), scores[chosen]
-
-
-@functools.partial(jax.jit, static_argnames=("iterations", "num_best", "slots"))
-def _search(key, chips: Chip, problems: Problem, start: Genome, prices, iterations: int, num_best: int, slots: Slots):
-    """Search all operations (axis 0 of problems) on all chips (axis 0 of chips): genomes (chips, n, num_best)."""
-
-    def one(key, chip, problem, start):
-        best, scores = _anneal(key, chip, problem, start, prices, iterations, slots)
-        return _distinct_best(best, scores, num_best)
-
-    num_chips, num_operations = chips.vdd.shape[0], problems.bits.shape[0]
-    keys = jax.random.split(key, (num_chips, num_operations))
-    over_operations = jax.vmap(one, (0, None, 0, 0))
-    return jax.vmap(over_operations, (0, 0, None, None))(keys, chips, problems, start)
-
-
-@functools.partial(jax.jit, static_argnames=("slots", "num_chains"))
-def _starts(key, genomes: Genome, problems: Problem, num_chains: int, slots: Slots) -> Genome:
-    """Start points (n, chains): the given genomes (n, any) repeated, all copies but the first shaken by eight moves."""
-    given = genomes.factors.shape[1]
-    repeated = jax.tree.map(lambda x: x[:, jnp.arange(num_chains) % given], genomes)
-
-    def shake(key, genome, problem):
-        def move(i, g):
-            return _propose(jax.random.fold_in(key, i), g, problem.operation.bounds, problem.tables)
-
-        return jax.lax.fori_loop(0, 8, move, genome)
-
-    keys = jax.random.split(key, repeated.factors.shape[:2])
-    shaken = jax.vmap(jax.vmap(shake, (0, 0, None)))(keys, repeated, problems)
-    fresh = jnp.arange(num_chains) >= given
-    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(fresh, (0, *range(2, a.ndim))), a, b), shaken, repeated)
+    return order[jnp.argsort(jnp.where(repeat, ranked + 2 * _ILLEGAL, ranked))[:num]]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Candidates:
-    """Mappings kept per operation, axes (n, K) (or (chips, n, K)): the mapping, its exact counts, its score when found."""
+    """Mappings kept per operation, axes (n, K): the mapping, its exact counts, its score when it was found."""
 
     mapping: Mapping
     accesses: Accesses
@@ -253,7 +237,7 @@ class Candidates:
 def search(
     key: jax.Array,
     operations: Operation,
-    chips: Chip,
+    chip: Chip,
     bits: jax.Array,
     prices: jax.Array,
     *,
@@ -266,39 +250,40 @@ def search(
     iterations: int = 300,
     num_best: int = 4,
 ) -> Candidates:
-    """The best distinct mappings found of every operation on every chip, axes (chips, n, num_best), best first.
+    """The best distinct mappings found of every operation, axes (n, num_best), best first.
 
     Args:
       operations: stacked, n on the leading axis.
-      chips: stacked.
       bits, density, resident: (n, 3), (n, 2), (n, 3) as `hw.cost.price` takes them.
       prices: (2,), of a joule and of a second; see `score`.
-      start: mappings (n, any) to start from (a warm start), beside every loop in DRAM.
+      start: mappings (n, any) to start chains from (a warm start), beside one with every loop in DRAM.
+      num_chains, iterations: chains of each operation, and proposals of each chain; changing the latter compiles nothing.
     """
     problems = Problem(operations, bits, density, resident, tables)
     genomes = _outermost(slots, (bits.shape[0], 1), bits.dtype)
     if start is not None:
         genomes = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), to_genome(start, slots), genomes)
-    shake_key, search_key = jax.random.split(key)
-    starts = _starts(shake_key, genomes, problems, num_chains, slots)
-    best, scores = _search(search_key, chips, problems, starts, prices, iterations, num_best, slots)
-    return _count_candidates(best, scores, operations, slots)
+    given = genomes.factors.shape[1]
+    starts = jax.tree.map(lambda x: x[:, np.arange(num_chains) % given], genomes)
+    return _search(key, chip, problems, starts, prices, iterations, num_best, slots)
 
 
-@functools.partial(jax.jit, static_argnames="slots")
-def _count_candidates(genomes: Genome, scores: jax.Array, operations: Operation, slots: Slots) -> Candidates:
-    def one(genome: Genome, operation: Operation) -> tuple[Mapping, Accesses]:
-        mapping = to_mapping(genome, operation.bounds, slots)
-        return mapping, count(operation, mapping)
+@functools.partial(jax.jit, static_argnames=("num_best", "slots"))
+def _search(key, chip, problems: Problem, starts: Genome, prices, iterations, num_best: int, slots: Slots) -> Candidates:
+    def one(key: jax.Array, problem: Problem, start: Genome) -> Candidates:
+        chains = _anneal(key, chip, problem, start, prices, iterations, slots)
+        chosen = _distinct_best(chains.best_scores, num_best)
+        genomes, accesses = jax.tree.map(lambda x: x[chosen], (chains.best, chains.best_accesses))
+        mappings = jax.vmap(lambda genome: to_mapping(genome, problem.operation.bounds, slots))(genomes)
+        return Candidates(mappings, accesses, chains.best_scores[chosen])
 
-    over_best = jax.vmap(one, (0, None))
-    mapping, accesses = jax.vmap(jax.vmap(over_best), (0, None))(genomes, operations)
-    return Candidates(mapping, accesses, scores)
+    return jax.vmap(one)(jax.random.split(key, problems.bits.shape[0]), problems, starts)
 
 
-def with_neighbours(found: Candidates) -> Candidates:
-    """Flatten (chips, n, K): all K of the first chip, then the single best of each of the others: (n, K + chips - 1)."""
-    return jax.tree.map(lambda x: jnp.concatenate([x[0], jnp.moveaxis(x[1:, :, 0], 0, 1)], axis=1), found)
+def with_neighbours(found: Sequence[Candidates]) -> Candidates:
+    """All candidates of the first chip, then the single best of each of the others: (n, K + chips - 1)."""
+    best = [jax.tree.map(lambda x: x[:, :1], other) for other in found[1:]]
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), found[0], *best)
 
 
 def replace_best(kept: Candidates, better: Candidates) -> Candidates:

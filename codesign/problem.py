@@ -158,11 +158,13 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
     design = task.space.initial()
     prices = initial_prices(chip, bits.dtype)
-    found = search_mappings(
-        task.space.neighbours(design), workload.step, workload.operation_bits(bits), workload.tensor_bits(bits),
-        prices, key, slots=task.slots, tables=task.tables, start=None, evaluations=task.evaluations,
-        num_best=task.num_candidates,
-    )  # fmt: skip
+    found = [
+        search_mappings(
+            neighbour, workload.step, workload.operation_bits(bits), workload.tensor_bits(bits), prices, key,
+            slots=task.slots, tables=task.tables, start=None, evaluations=task.evaluations, num_best=task.num_candidates,
+        )
+        for neighbour in task.space.neighbours(design)
+    ]  # fmt: skip
     state = State(
         params=params,
         rest=rest,

@@ -55,10 +55,10 @@ def test_raw_refuses_what_is_out_of_range():
 def test_neighbours_grow_one_quantity_each(space):
     design = space.initial()
     chips = space.neighbours(design)
-    base = physical_values(jax.tree.map(lambda x: x[0], chips))
+    base = physical_values(chips[0])
     grown = ("rows", "columns", "register_bytes", "local_kib", "shared_kib")
     for i, name in enumerate(grown, start=1):
-        values = physical_values(jax.tree.map(lambda x, i=i: x[i], chips))
+        values = physical_values(chips[i])
         assert values[name] >= base[name] + DEFAULT_VARIABLES[name].grain * 0.99
         for other in set(base) - {name}:
             assert values[other] == pytest.approx(base[other]), (name, other)

@@ -17,14 +17,12 @@ PRICES = jnp.array([1.0, 0.1])
 
 
 def search(operations, chip, bits, **options):
-    chips = stack_operations([chip])
     num = bits.shape[0]
-    found = mapper.search(
-        jax.random.key(options.pop("seed", 0)), operations, chips, bits, PRICES,
+    return mapper.search(
+        jax.random.key(options.pop("seed", 0)), operations, chip, bits, PRICES,
         slots=mapper.make_slots(chip), tables=mapper.make_tables(operations),
         density=jnp.ones((num, 2)), resident=jnp.zeros((num, 3)), **options,
     )  # fmt: skip
-    return jax.tree.map(lambda x: x[0], found)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +108,11 @@ def test_search_finds_the_enumerated_optimum():
 
 
 def test_with_neighbours_and_replace_best():
-    scores = jnp.arange(12.0).reshape(2, 2, 3)  # two chips, two operations, three candidates
-    flat = mapper.with_neighbours(mapper.Candidates(scores, scores, scores)).scores
-    np.testing.assert_array_equal(flat, [[0, 1, 2, 6], [3, 4, 5, 9]])
+    first, second = (mapper.Candidates(x, x, x) for x in jnp.arange(12.0).reshape(2, 2, 3))  # (n, K) = (2, 3) each
+    flat = mapper.with_neighbours([first, second])
+    np.testing.assert_array_equal(flat.scores, [[0, 1, 2, 6], [3, 4, 5, 9]])
     better = mapper.Candidates(*(jnp.full((2, 2), -1.0),) * 3)
-    kept = mapper.Candidates(flat, flat, flat)
-    np.testing.assert_array_equal(mapper.replace_best(kept, better).scores, [[-1, -1, 2, 6], [-1, -1, 5, 9]])
+    np.testing.assert_array_equal(mapper.replace_best(flat, better).scores, [[-1, -1, 2, 6], [-1, -1, 5, 9]])
 
 
 def test_misfit_names_operation_and_resource():
