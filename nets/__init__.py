@@ -1,7 +1,7 @@
 """Models and the arithmetic they train with: products found in any JAX function, and their quantised twins."""
 
 from nets.jaxpr import Equation, Product, Program, Value, find_products, flatten, interpret
-from nets.noise import NoiseModel, measure_noise, no_noise
+from nets.noise import NoiseModel, make_noise_measurement, no_noise
 from nets.precision import FLOAT, LayerRule, Precision, PrecisionRules, QuantState, freeze, init_precision, unfreeze
 from nets.transform import quantize
 
@@ -24,7 +24,7 @@ __all__ = [
     "freeze",
     "init_precision",
     "interpret",
-    "measure_noise",
+    "make_noise_measurement",
     "no_noise",
     "quantize",
     "unfreeze",

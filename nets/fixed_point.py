@@ -20,6 +20,8 @@ SIGNIFICAND_BITS = 24
 # Where nothing is to be rounded the step lies so many powers of two below the range, and saturation so many above it.
 FLOAT_LOG2_BELOW = 60.0
 FLOAT_LOG2_ABOVE = 30.0
+# Ranges of errors lie between 2**-60 and 2**60.
+MAX_ERROR_LOG2_RANGE = 60.0
 _LN2 = math.log(2.0)
 
 
@@ -200,14 +202,15 @@ def updated_log2_range(
       max_overflow: permitted overflow rate.
 
     Returns:
-      Integers as floats, same shape.
+      Integers as floats, same shape, at most `MAX_ERROR_LOG2_RANGE` in magnitude.
 
     Source: M. Courbariaux et al., Training deep neural networks with low precision multiplications, 2014, section 5
     (their rule halves or doubles the scaling factor by the same two rates).
     """
     grow = (overflow > max_overflow).astype(log2_range.dtype)
     shrink = (overflow_below <= max_overflow).astype(log2_range.dtype)
-    return log2_range + grow - shrink
+    # Within these bounds steps and their reciprocals are normal floats, even where all errors of a product are zero.
+    return jnp.clip(log2_range + grow - shrink, -MAX_ERROR_LOG2_RANGE, MAX_ERROR_LOG2_RANGE)
 
 
 def power_of_two(exponent: jax.Array) -> jax.Array:
@@ -215,11 +218,11 @@ def power_of_two(exponent: jax.Array) -> jax.Array:
     return jnp.ldexp(jnp.ones_like(exponent), exponent.astype(jnp.int32))
 
 
-def _limit(exponent: jax.Array, log2_range: jax.Array) -> jax.Array:
-    """Largest magnitude in steps, an integer, at least 1."""
-    return jnp.maximum(jnp.round(jnp.exp2(log2_range - exponent)), 1.0)
-
-
 def log2_levels(levels: jax.Array) -> jax.Array:
     """log2 of a number of steps, a little less: a float logarithm may be too large, and cost one more bit."""
     return jnp.log2(levels) - 2.0**-13
+
+
+def _limit(exponent: jax.Array, log2_range: jax.Array) -> jax.Array:
+    """Largest magnitude in steps, an integer, at least 1."""
+    return jnp.maximum(jnp.round(jnp.exp2(log2_range - exponent)), 1.0)

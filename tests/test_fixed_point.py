@@ -151,6 +151,16 @@ def test_range_settles_where_the_overflow_rate_is_permitted():
     assert log2_range == -9 + 2
 
 
+def test_range_of_errors_that_are_all_zero_stays_a_normal_float():
+    log2_range = jnp.float32(0.0)
+    for _ in range(200):
+        log2_range = fixed_point.updated_log2_range(log2_range, jnp.float32(0.0), jnp.float32(0.0), max_overflow=0.01)
+    assert log2_range == -fixed_point.MAX_ERROR_LOG2_RANGE
+    for bits in (24.0, 32.0):
+        step, limit = fixed_point.error_step_and_limit(log2_range, jnp.float32(bits))
+        assert fixed_point.quantise_error(jnp.float32(0.0), step, limit, None) == 0.0
+
+
 def test_dtype_follows_the_input():
     step, top = jnp.float32(0.25), jnp.float32(1.0)
     for dtype in (jnp.bfloat16, jnp.float32):

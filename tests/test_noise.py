@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nets.noise import DEFAULT_BUDGET, NoiseModel, measure_noise, no_noise
+from nets.noise import DEFAULT_BUDGET, NoiseModel, make_noise_measurement, no_noise
 from nets.precision import LayerRule, PrecisionRules, init_precision
 from nets.transform import quantize
 
@@ -80,8 +80,8 @@ def problem():
 def draws(problem):
     """Noise models from 200 keys."""
     loss, params, precision, quant_state, batch = problem
-    measure = jax.jit(jax.vmap(lambda key: measure_noise(loss, params, precision, quant_state, key, *batch)))
-    return measure(jax.random.split(KEY, 200))
+    measure = make_noise_measurement(loss)
+    return jax.vmap(lambda key: measure(params, precision, quant_state, key, *batch))(jax.random.split(KEY, 200))
 
 
 def test_noise_reaches_only_what_lies_before(problem, draws):
@@ -111,8 +111,9 @@ def test_noise_of_all_quantisers_together_is_the_sum(problem, draws):
 def test_noise_falls_with_the_bits(problem, draws):
     loss, params, precision, quant_state, batch = problem
     wider = dataclasses.replace(precision, error_bits=precision.error_bits + 2.0)
-    measure = jax.jit(jax.vmap(lambda key: measure_noise(loss, params, wider, quant_state, key, *batch)))
-    energy = np.mean(np.asarray(measure(jax.random.split(KEY, 200)).energy), axis=0)
+    measure = make_noise_measurement(loss)
+    models = jax.vmap(lambda key: measure(params, wider, quant_state, key, *batch))(jax.random.split(KEY, 200))
+    energy = np.mean(np.asarray(models.energy), axis=0)
     expected = np.mean(np.asarray(draws.energy), axis=0) / 16
     np.testing.assert_allclose(energy[energy > 1e-12], expected[expected > 1e-12], rtol=0.2)
 
@@ -127,10 +128,29 @@ def test_variance_is_that_of_the_batch_gradient(problem):
     each = jax.jit(jax.vmap(one))(*batch)
     expected = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0, ddof=1)) / 64, each)
 
+    measure = make_noise_measurement(loss)
+
     def variance(key):
         shuffled = [jax.random.permutation(key, x) for x in batch]
-        return measure_noise(loss, params, precision, quant_state, KEY, *shuffled).variance
+        return measure(params, precision, quant_state, KEY, *shuffled).variance
 
-    measured = jnp.mean(jax.jit(jax.vmap(variance))(jax.random.split(KEY, 100)), axis=0)
+    measured = jnp.mean(jax.vmap(variance)(jax.random.split(KEY, 100)), axis=0)
     expected = [expected["a"]["kernel"], 0.0, expected["b"]["kernel"]]
     np.testing.assert_allclose(measured, expected, rtol=0.1)
+
+
+def test_one_compilation_measures_any_number_of_products(problem):
+    loss, params, precision, quant_state, batch = problem
+    chex.clear_trace_counter()
+    measure = make_noise_measurement(chex.assert_max_traces(loss, n=1))
+    first = measure(params, precision, quant_state, KEY, *batch)
+    wider = dataclasses.replace(precision, error_bits=precision.error_bits + 1.0)
+    second = measure(params, wider, quant_state, KEY, *batch)
+    assert np.sum(second.energy) < np.sum(first.energy)
+
+
+def test_a_batch_must_split_into_halves(problem):
+    loss, params, precision, quant_state, batch = problem
+    odd = [x[:7] for x in batch]
+    with pytest.raises(ValueError, match="expected arrays of one even batch size, got 7; drop a sample"):
+        make_noise_measurement(loss)(params, precision, quant_state, KEY, *odd)
