@@ -1,12 +1,12 @@
 """The run directory: files that are whole or absent, whatever kills the process.
 
-    runs/lenet-digits-001/
-      config.yaml      settings, complete
-      metrics.jsonl    one JSON object per line, in order of time
-      design.yaml      the chip, bits and mappings that came out, with units in the key names
-      result.json      everything the report shows
-      report.html      the report; figures/*.svg the same pictures one by one
-      checkpoints/     state to resume from
+runs/lenet-digits-001/
+  config.yaml      settings, complete
+  metrics.jsonl    one JSON object per line, in order of time
+  design.yaml      the chip, bits and mappings that came out, with units in the key names
+  result.json      everything the report shows
+  report.html      the report; figures/*.svg the same pictures one by one
+  checkpoints/     state to resume from
 """
 
 import json
