@@ -22,11 +22,14 @@ from hw.operation import LOOPS, OPERANDS, RELEVANT, Operation
 from hw.windows import box_extent, distinct_offsets, touched_extent
 
 _G, _N, _K, _C, _P, _Q, _R, _S = range(len(LOOPS))
-_INPUTS = OPERANDS.index("inputs")
+_WEIGHTS, _INPUTS, _OUTPUTS = range(len(OPERANDS))
 _MOVES = [tuple(int(d) for d in np.flatnonzero(row)) for row in RELEVANT]
-"""Loops that move each operand."""
+_IDLE = [tuple(int(d) for d in np.flatnonzero(~row)) for row in RELEVANT]
+"""Loops that move each operand, and those that do not."""
+_BOXED = (_G, _N, _C)
+"""Loops of the inputs that multiply the words of a tile; the others slide its window."""
 _SLIDES = {_P: 0, _Q: 1, _R: 0, _S: 1}
-"""Loops that slide the input window, and along which axis: width or height."""
+"""Those that slide it, and along which axis: width or height."""
 
 Scalars = tuple[jax.Array, ...]
 
@@ -93,17 +96,24 @@ def count(operation: Operation, mapping: Mapping, conventions: Conventions = TIM
     Source: the conventions are those of Timeloop (Parashar et al., ISPASS 2019), rederived and checked point by point.
     """
     bounds = tuple(operation.bounds[d] for d in range(len(LOOPS)))
-    levels = _levels(bounds, mapping)
-    macs = _product(bounds)
-    columns = []
-    for operand in range(len(OPERANDS)):
-        if operand == _INPUTS:
-            passing = _passing_windows(operation, bounds, levels, conventions)
-        else:
-            passing = _passing_tiles(bounds, levels, operand)
-        columns.append(_words(operation, levels, operand, passing, macs))
+    # Without the barriers XLA's fusion on CPU recomputes each stage for every value that is taken from it.
+    levels = jax.lax.optimization_barrier(_levels(bounds, mapping))
+    words = jax.lax.optimization_barrier(
+        (
+            _tile_words(bounds, levels, _WEIGHTS),
+            _window_words(operation, bounds, levels, conventions),
+            _tile_words(bounds, levels, _OUTPUTS),
+        )
+    )
+    counts = [
+        [
+            _level_accesses(of_operand[l], level, o, operation.accumulated[o], l == mapping.num_levels - 1)
+            for o, of_operand in enumerate(words)
+        ]
+        for l, level in enumerate(levels)
+    ]
     reads, fills, updates, entering, finals, footprint = (
-        jnp.stack([jnp.stack(column) for column in kind], axis=1) for kind in zip(*columns, strict=True)
+        jnp.stack([jnp.stack([operand[kind] for operand in level]) for level in counts]) for kind in range(6)
     )
     return Accesses(
         reads=reads,
@@ -115,8 +125,8 @@ def count(operation: Operation, mapping: Mapping, conventions: Conventions = TIM
         keep=mapping.keep,
         fanout=mapping.fan_out_used(),
         instances=jnp.stack([_product(level.fan_out_above) for level in levels]),
-        compute_cycles=levels[0].cycles * levels[0].cycles_above,
-        macs=macs,
+        compute_cycles=_product(map(operator.mul, levels[0].temporal, levels[0].temporal_above)),
+        macs=operation.macs,
     )
 
 
@@ -145,7 +155,6 @@ class _Level(NamedTuple):
       step: iterations of each loop that one temporal iteration advances.
       tile: iterations within one tile, at most the bound.
       temporal_above, fan_out_above: products of the factors of the levels above.
-      cycles, cycles_above: temporal iterations of this level, and of those above.
       sweeps: this level's temporal loops as each operand sees them.
       keep: whether each operand is kept.
     """
@@ -157,8 +166,6 @@ class _Level(NamedTuple):
     tile: Scalars
     temporal_above: Scalars
     fan_out_above: Scalars
-    cycles: jax.Array
-    cycles_above: jax.Array
     sweeps: tuple[_Sweep, ...]
     keep: Scalars
 
@@ -187,8 +194,6 @@ def _levels(bounds: Scalars, mapping: Mapping) -> list[_Level]:
                 tile=tuple(map(jnp.minimum, spanned, bounds)),
                 temporal_above=temporal_above[l],
                 fan_out_above=fan_out_above[l],
-                cycles=_product(temporal[l]),
-                cycles_above=_product(temporal_above[l]),
                 sweeps=tuple(_sweep(temporal[l], rank, moves) for moves in _MOVES),
                 keep=tuple(mapping.keep[l, operand] for operand in range(len(OPERANDS))),
             )
@@ -212,51 +217,58 @@ def _sweep(temporal: Scalars, rank: Scalars, moves: tuple[int, ...]) -> _Sweep:
     )
 
 
-class _Passing(NamedTuple):
+class _Words(NamedTuple):
     """Words of one operand at one level, per instance.
 
     Attributes:
       tile: of the largest tile.
       entering: of all tiles that enter.
       first: of the tiles that enter for the first time.
-      touched: of those, how many the level below writes without a read.
+      blind: of those, how many the level below writes without a read, if the operand is accumulated.
+      asked: by the next level below that keeps the operand, or by the MACs; one access serves all branches that want
+        the same word, through levels that do not keep it as well.
     """
 
     tile: jax.Array
     entering: jax.Array
     first: jax.Array
-    touched: jax.Array
+    blind: jax.Array
+    asked: jax.Array
 
 
-def _passing_tiles(bounds: Scalars, levels: list[_Level], operand: int) -> list[_Passing]:
+def _tile_words(bounds: Scalars, levels: list[_Level], operand: int) -> list[_Words]:
     """Weights and outputs: every word enters once, and again whenever a loop that does not move it goes on outside."""
-    moves = _MOVES[operand]
-    words = _product(bounds[j] for j in moves)
-    repeats = jnp.ones_like(words)
-    passing: list[_Passing] = []
-    for l in reversed(range(len(levels))):
-        first = words / _product(levels[l].fan_out_above[j] for j in moves)
-        tile = _product(levels[l].tile[j] for j in moves)
-        passing.insert(0, _Passing(tile, first * repeats, first, first))
-        sweep = levels[l].sweeps[operand]
-        idle_above = _product(levels[l].temporal_above[i] for i in range(len(LOOPS)) if i not in moves)
-        repeats = (1.0 - sweep.still) * sweep.repeats * idle_above + sweep.still * repeats
-    return passing
+    moves, idle = _MOVES[operand], _IDLE[operand]
+    elements = _product(bounds[j] for j in moves)
+    first = [elements / _product(level.fan_out_above[j] for j in moves) for level in levels]
+    repeats = [jnp.ones_like(first[0])]
+    for outer in levels[:0:-1]:
+        sweep = outer.sweeps[operand]
+        afresh = sweep.repeats * _product(outer.temporal_above[i] for i in idle)
+        repeats.insert(0, (1.0 - sweep.still) * afresh + sweep.still * repeats[0])
+    instances = _product(levels[0].fan_out[i] * levels[0].fan_out_above[i] for i in idle)
+    asked_repeats = _product(bounds[i] for i in idle) / instances
+    words = []
+    for l, level in enumerate(levels):
+        tile = _product(level.tile[j] for j in moves)
+        words.append(_Words(tile, first[l] * repeats[l], first[l], first[l], first[l] * asked_repeats))
+        asked_repeats = jnp.where(level.keep[operand] > 0.5, repeats[l], asked_repeats)
+    return words
 
 
-def _passing_windows(
+def _window_words(
     operation: Operation, bounds: Scalars, levels: list[_Level], conventions: Conventions
-) -> list[_Passing]:
+) -> list[_Words]:
     """Inputs: as other operands, but the window that enters next may share its halo with the one before."""
     windows = _Windows(operation, conventions)
     moves = _MOVES[_INPUTS]
     below = (jnp.ones_like(bounds[0]),) * len(LOOPS)
-    passing = []
+    asked = _product(bounds) / _product(map(operator.mul, levels[0].fan_out, levels[0].fan_out_above))
+    words = []
     for l, level in enumerate(levels):
         extents = windows.extents(level.tile)
         box = extents[0] * extents[1]
         touched = windows.touched(level.tile, below, box)
-        below = tuple(jnp.where(level.keep[_INPUTS] > 0.5, tile, b) for tile, b in zip(level.tile, below, strict=True))
         above = _product(level.temporal_above[j] * level.fan_out_above[j] for j in moves)
         # Edge tiles move only the words that exist: a tile's share of the bounds is one when the factors divide them.
         tiles = _product(bounds[j] for j in moves) / (above * _product(level.tile[j] for j in _SLIDES))
@@ -272,11 +284,15 @@ def _passing_windows(
             waiting = waiting * sweep.still
             inside = inside * sweep.relevant
         entering, first, blind = (
-            total + waiting * inside * words for total, words in ((entering, box), (first, box), (blind, touched))
+            tiles * (total + waiting * inside * inputs)
+            for total, inputs in ((entering, box), (first, box), (blind, touched))
         )
-        boxed = _product(level.tile[j] for j in (_G, _N, _C))
-        passing.append(_Passing(boxed * box, tiles * entering, tiles * first, tiles * blind))
-    return passing
+        asked = asked * _product(level.fan_out[j] for j in _BOXED) * windows.distinct(level)
+        words.append(_Words(_product(level.tile[j] for j in _BOXED) * box, entering, first, blind, asked))
+        keep = level.keep[_INPUTS] > 0.5
+        asked = jnp.where(keep, entering, asked)
+        below = tuple(jnp.where(keep, tile, b) for tile, b in zip(level.tile, below, strict=True))
+    return words
 
 
 class _Windows:
@@ -326,36 +342,18 @@ class _Windows:
         return distinct_offsets(*width) * distinct_offsets(*height)
 
 
-def _words(operation: Operation, levels: list[_Level], operand: int, passing: list[_Passing], macs: jax.Array) -> tuple:
-    """Reads, fills, updates, entering, finals and footprint of one operand, a list over levels each.
-
-    A level is asked for what enters the next one below that keeps the operand, or for every product of the MACs; one
-    access serves all branches that want the same words, through levels that do not keep them as well.
-    """
-    windows = _Windows(operation, TIMELOOP)
-    moves = [j for j in _MOVES[operand] if operand != _INPUTS or j not in _SLIDES]
-    summed = operation.accumulated[operand]
-    demand = macs / _product(map(operator.mul, levels[0].fan_out, levels[0].fan_out_above))
-    columns: tuple[list, ...] = ([], [], [], [], [], [])
-    for level, words in zip(levels, passing, strict=True):
-        demand = demand * _product(level.fan_out[j] for j in moves)
-        if operand == _INPUTS:
-            demand = demand * windows.distinct(level)
-        keep = level.keep[operand]
-        is_top = level is levels[-1]
-        copies = _product(level.fan_out_above[i] for i in range(len(LOOPS)) if i not in _MOVES[operand])
-        of_level = (
-            demand - summed * words.touched,
-            jnp.zeros_like(demand) if is_top else words.entering - summed * words.first,
-            summed * demand,
-            words.entering,
-            summed * words.touched * (1.0 - _present(copies)),
-            words.tile,
-        )
-        for column, number in zip(columns, of_level, strict=True):
-            column.append(keep * number)
-        demand = jnp.where(keep > 0.5, words.entering, demand)
-    return columns
+def _level_accesses(words: _Words, level: _Level, operand: int, accumulated: jax.Array, is_top: bool) -> Scalars:
+    """Reads, fills, updates, entering, finals and footprint of one operand at one level; `accumulated` is 0 or 1."""
+    copies = _product(level.fan_out_above[i] for i in _IDLE[operand])
+    counts = (
+        words.asked - accumulated * words.blind,
+        jnp.zeros_like(words.first) if is_top else words.entering - accumulated * words.first,
+        accumulated * words.asked,
+        words.entering,
+        accumulated * words.blind * (1.0 - _present(copies)),
+        words.tile,
+    )
+    return tuple(level.keep[operand] * number for number in counts)
 
 
 def _present(factor: jax.Array) -> jax.Array:
