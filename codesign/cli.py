@@ -241,16 +241,22 @@ def _trace(command: TraceCommand) -> None:
 
     traced = trace_model(command.model, command.data, command.batch_size)
     table = Table(title=f"One training step of {command.model}, batch {command.batch_size}")
-    table.add_column("operation")
-    table.add_column("pass")
-    for name in ("loops", "stride", "MACs", "MACs with padding"):
-        table.add_column(name, justify="right")
+    columns = {
+        "layer": "layer",
+        "pass": "pass",
+        "loops": "loops",
+        "effective_macs": "MACs",
+        "macs": "MACs with padding",
+        "weights": "weights",
+        "inputs": "inputs",
+        "outputs": "outputs",
+    }
+    for key, heading in columns.items():
+        table.add_column(heading, justify="left" if key in ("layer", "pass", "loops") else "right")
     for row in traced["operations"]:
-        loops = " ".join(f"{name}{bound}" for name, bound in row["loops"].items() if bound > 1)
-        stride = "x".join(str(step) for step in row["stride"])
-        table.add_row(row["name"], row["pass"], loops, stride, f"{row['macs']:,}", f"{row['macs_with_padding']:,}")
+        table.add_row(*(f"{row[key]:,}" if isinstance(row[key], int) else row[key] for key in columns))
     table.add_section()
-    table.add_row("total", "", "", "", f"{traced['macs']:,}", f"{traced['macs_with_padding']:,}")
+    table.add_row("total", "", "", f"{traced['effective_macs']:,}", f"{traced['macs']:,}")
     _show(table, traced, command.as_json)
 
 

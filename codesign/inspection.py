@@ -4,14 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from codesign.config import ChipConfig
 from codesign.evaluation import Evaluated, evaluate_chip
 from codesign.objective import step_cost
 from codesign.problem import load_chip, load_model
 from codesign.tracing import Workload, trace
-from hw.operation import LOOPS
 from hw.schedule import StepCost
 from hw.units import MILLIWATT, MM2
 from nets.dataset_files import load_dataset
@@ -26,29 +24,14 @@ def trace_model(model: str, data: str, batch_size: int) -> dict[str, Any]:
       batch_size: samples per step.
 
     Returns:
-      "operations": list of {"name", "pass", "loops", "stride", "macs", "macs_with_padding"}; and the totals of both
-      counts of MACs: with and without the products of which one factor is padding.
+      "operations": the rows of `Workload.table`; "effective_macs" and "macs": their totals, without and with the
+      products of which one factor is padding.
 
     Raises:
       ValueError: no such model or data, or a model without any convolution or product.
     """
-    workload = _workload(model, data, batch_size)
-    operations = workload.step.operations
-    bounds = np.asarray(operations.bounds).round().astype(np.int64)
-    taps = np.asarray(operations.taps, np.float64).prod(1).round().astype(np.int64)
-    runs = np.asarray(workload.step.multiplicity).round().astype(np.int64)
-    rows = [
-        {
-            "name": workload.names[i],
-            "pass": workload.passes[i],
-            "loops": dict(zip(LOOPS, bounds[i].tolist(), strict=True)),
-            "stride": [int(step) for step in np.asarray(operations.stride)[i]],
-            "macs": int(runs[i] * bounds[i, :4].prod() * taps[i]),
-            "macs_with_padding": int(runs[i] * bounds[i].prod()),
-        }
-        for i in range(len(workload.names))
-    ]
-    totals = {name: sum(row[name] for row in rows) for name in ("macs", "macs_with_padding")}
+    rows = _workload(model, data, batch_size).table()
+    totals = {name: sum(row[name] for row in rows) for name in ("effective_macs", "macs")}
     return {"model": model, "data": data, "batch_size": batch_size, "operations": rows} | totals
 
 
@@ -70,18 +53,17 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
     """
     built, key = load_chip(chip), jax.random.key(0)
     training, single = _workload(model, data, batch_size), _workload(model, data, 1)
-    uniform = jnp.full((max(training.product) + 1, 4), float(bits))
+    uniform = jnp.full((1 + int(training.product.max()), 4), float(bits))
 
     def searched(workload: Workload) -> Evaluated:
         widths = workload.operation_bits(uniform), workload.tensor_bits(uniform)
         return evaluate_chip(built, workload.step, *widths, key, workload.labels, evaluations=evaluations)
 
     # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
-    found, forward = searched(single), np.array([name == "forward" for name in single.passes])
-    accesses = jax.tree.map(lambda x: x[forward], found.candidates.accesses)
-    step = single.inference
-    widths = (jnp.full(shape, float(bits)) for shape in (step.operand_tensor.shape, step.tensor_elements.shape))
-    inference = jax.jit(step_cost)(built, step, *widths, accesses, found.prices)
+    found, num_forward = searched(single), single.inference.operand_tensor.shape[0]
+    accesses = jax.tree.map(lambda x: x[:num_forward], found.candidates.accesses)
+    widths = single.operation_bits(uniform)[:num_forward], single.tensor_bits(uniform)
+    inference = jax.jit(step_cost)(built, single.inference, *widths, accesses, found.prices)
     return {
         "model": model,
         "chip": chip.preset,

@@ -214,12 +214,13 @@ def test_trace_lists_the_passes_of_every_layer(capsys):
     traced = json.loads(captured.out)
     by_name = {}
     for row in traced["operations"]:
-        by_name.setdefault(row["name"], []).append(row["pass"])
-        assert row["macs"] <= row["macs_with_padding"]
+        by_name.setdefault(row["layer"], []).append(row["pass"])
+        assert row["effective_macs"] <= row["macs"]
     first, *others = by_name.values()
     assert sorted(first) == ["forward", "weight_grad"]  # nothing trainable lies below the first layer
     assert all(sorted(passes) == ["forward", "input_grad", "weight_grad"] for passes in others)
-    assert traced["macs"] == sum(row["macs"] for row in traced["operations"])
+    for total in ("macs", "effective_macs"):
+        assert traced[total] == sum(row[total] for row in traced["operations"])
     assert "conv" in captured.err
 
 
