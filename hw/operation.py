@@ -83,6 +83,9 @@ def make_operation(
     for name, value in (bounds | {"stride": stride, "dilation": dilation}).items():
         if not all(_is_integer(v) and v >= 1 for v in np.atleast_1d(np.asarray(value, dtype=object))):
             raise ValueError(f"expected {name} to be a positive integer, got {value!r}; give every size as an int >= 1")
+    for name, pair in (("stride", stride), ("dilation", dilation)):
+        if np.shape(pair) != (2,):
+            raise ValueError(f"expected {name} to be a pair (width, height), got {pair!r}")
     if pass_ not in PASSES:
         raise ValueError(f"expected pass_ to be one of {', '.join(PASSES)}, got {pass_!r}")
     if np.shape(padding) != (2, 2) or np.min(padding) < 0:
