@@ -9,7 +9,7 @@ and casts are *views*: they move nothing, and a view is the value that it shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
@@ -17,20 +17,30 @@ import jax.numpy as jnp
 from nets.jaxpr import Equation, Program, Value
 
 _VIEWS = {
-    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "name", "optimization_barrier", "reduce_precision",
-    "reshape", "squeeze", "stop_gradient", "transpose",
+    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "name", "optimization_barrier",
+    "reduce_precision", "reshape", "squeeze", "stop_gradient", "transpose",
 }  # fmt: skip
 _SELECTIONS = {"dynamic_slice", "gather", "slice"}  # read no more than they give
 _MOVES = {"broadcast_in_dim", "concatenate", "iota", "pad", "rev", "split", *_SELECTIONS}
 _BARRIERS = {"argmax", "argmin", "reduce_max", "reduce_min", "reduce_prod", "reduce_sum"}
-# Backward passes that need nothing of the forward pass.
-_LINEAR = {
-    "add", "add_any", "cumsum", "neg", "reduce_sum", "reduce_window_sum", "sub", "transpose", *_MOVES, *_VIEWS,
-}  # fmt: skip
-# Backward passes that need one bit per element, which side of a comparison won; or which element of a window did.
-_MASKED = {"abs", "clamp", "max", "min", "select_n", "sign"}
+# What the backward pass of a primitive needs: nothing; a bit per element, which side of a comparison won; the place of
+# the winner in a window. That of all others needs their inputs.
+_LINEAR = {"add", "add_any", "cumsum", "neg", "reduce_sum", "reduce_window_sum", "sub", *_MOVES, *_VIEWS}
+_COMPARING = {"abs", "clamp", "max", "min", "select_n", "sign"}
 _WINDOWED = {"reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"}
-_COEFFICIENTS = {"mul": slice(0, 2), "div": slice(1, 2)}  # linear unless these operands are needed and not at hand
+
+
+@dataclass(frozen=True)
+class Use:
+    """A value where it is used.
+
+    Attributes:
+      value: the value, never a view.
+      varies: whether a gradient flows back from there.
+    """
+
+    value: Value
+    varies: bool
 
 
 @dataclass(eq=False)
@@ -40,16 +50,18 @@ class Chain:
     Attributes:
       name: what it makes: "conv2/inputs", "conv2/weights" or "results".
       reads: elements read of each value that others have made.
+      varying: those of them that a gradient flows back to.
       writes: values that others need.
       num_ops: element operations: for each equation, the elements of its largest array.
       num_sweeps: passes over its inputs, one more for each barrier in a row.
-      mask_bits: bits its backward pass needs where all else is linear: one per ReLU output, log2 of the window per
-        maximum. The mask of a ReLU before a pooling is kept at the pooled size, as all other errors are zero.
-      recomputes: whether something in it is not linear: then its inputs are kept and its backward pass recomputes it.
+      mask_bits: what its backward pass needs where all else is linear: a bit for each result of a ReLU, log2 of the
+        window for each maximum. A ReLU before a pooling keeps its mask at the pooled size: all other errors are zero.
+      recomputes: whether something else is not linear: then its inputs are kept and its backward pass recomputes it.
     """
 
     name: str
     reads: dict[Value, int] = field(default_factory=dict)
+    varying: set[Value] = field(default_factory=set)
     writes: list[Value] = field(default_factory=list)
     num_ops: int = 0
     num_sweeps: int = 1
@@ -59,20 +71,138 @@ class Chain:
 
 @dataclass(frozen=True)
 class Dataflow:
-    """A program as products and chains in order of execution.
+    """A program as products and chains.
 
     Attributes:
-      nodes: a `Chain`, or the index of a product.
-      operands: (weights, inputs) of each product.
+      nodes: in order of execution, each a `Chain` or the index of a product.
+      operands: weights and inputs of each product.
       results: of each product.
-      outputs: results of the program that are no integers.
-      varying: values, views among them, that depend on what is trained.
-      origins: what each view shows.
+      outputs: of the program.
+      varying: values that depend on what is trained.
     """
 
     nodes: tuple[Chain | int, ...]
-    operands: tuple[tuple[Value, Value], ...]
+    operands: tuple[tuple[Use, Use], ...]
     results: tuple[Value, ...]
-    outputs: tuple[Value, ...]
+    outputs: tuple[Use, ...]
     varying: Collection[Value]
-    origins: Mapping[Value, Value]
+
+
+def follow(program: Program, trained: Collection[Value]) -> Dataflow:
+    """The products and chains of a program.
+
+    Args:
+      program: from `flatten` with `enter_calls`.
+      trained: which of its parameters are trained.
+    """
+    return _Follower(program, trained).dataflow()
+
+
+class _Follower:
+    """Assigns every equation but products and views to the first chain that needs it."""
+
+    def __init__(self, program: Program, trained: Collection[Value]) -> None:
+        self._program = program
+        self._varying = set(trained)
+        self._origins: dict[Value, Value] = {}
+        self._equations: list[Equation] = []
+        self._maker: dict[Value, int] = {}
+        self._users: dict[Value, list[Equation]] = {}
+        self._chain_of: dict[int, Chain] = {}
+        for equation in program.walk():
+            self._add(equation)
+
+    def _add(self, equation: Equation) -> None:
+        if equation.primitive != "stop_gradient" and not self._varying.isdisjoint(equation.inputs):
+            self._varying.update(v for v in equation.outputs if jnp.issubdtype(v.dtype, jnp.floating))
+        if equation.primitive in _VIEWS and equation.inputs[0].size == equation.outputs[0].size:
+            self._origins |= zip(equation.outputs, map(self._origin, equation.inputs), strict=True)
+            return
+        self._maker |= dict.fromkeys(equation.outputs, len(self._equations))
+        self._equations.append(equation)
+        for value in equation.inputs:
+            self._users.setdefault(self._origin(value), []).append(equation)
+
+    def dataflow(self) -> Dataflow:
+        nodes: list[Chain | int] = []
+        operands, results = [], []
+        for equation in self._equations:
+            if equation.product is not None:
+                product = self._program.products[equation.product]
+                sides = equation.inputs if product.weights_operand == 0 else equation.inputs[::-1]
+                for role, value in zip(("weights", "inputs"), sides, strict=True):
+                    nodes += self._chain(f"{product.name}/{role}", [value])
+                nodes.append(equation.product)
+                operands.append((self._use(sides[0]), self._use(sides[1])))
+                results.append(equation.outputs[0])
+        nodes += self._chain("results", self._program.outputs)
+        outputs = tuple(map(self._use, self._program.outputs))
+        return Dataflow(tuple(nodes), tuple(operands), tuple(results), outputs, self._varying)
+
+    def _origin(self, value: Value) -> Value:
+        """What a view shows; any other value is its own origin."""
+        return self._origins.get(value, value)
+
+    def _use(self, value: Value) -> Use:
+        """Notes that something outside of a value's chain needs it."""
+        origin = self._origin(value)
+        chain = self._chain_of.get(self._maker.get(origin, -1))
+        if chain is not None and origin not in chain.writes:
+            chain.writes.append(origin)
+        return Use(origin, value in self._varying)
+
+    def _chain(self, name: str, targets: Iterable[Value]) -> list[Chain]:
+        """The chain of all equations behind the targets that no other chain has; none if there are none."""
+        pending, indices = [self._origin(v) for v in targets], set()
+        while pending:
+            index = self._maker.get(pending.pop())
+            if index is None or index in self._chain_of or index in indices:
+                continue
+            equation = self._equations[index]
+            if equation.product is None:
+                indices.add(index)
+                pending += map(self._origin, equation.inputs)
+        chain = Chain(name)
+        self._chain_of |= dict.fromkeys(indices, chain)
+        self._fill(chain, [self._equations[i] for i in sorted(indices)])
+        return [chain] if indices else []
+
+    def _fill(self, chain: Chain, equations: list[Equation]) -> None:
+        """Reads, operations and backward needs of a chain."""
+        sweep: dict[Value, int] = {}  # during which pass over its inputs a value of the chain is known
+        reads: dict[Value, dict[int, int]] = {}
+        for equation in equations:
+            inputs = [self._origin(v) for v in equation.inputs if v.constant is None or v.size > 1]
+            now = max((sweep.get(v, 0) for v in inputs), default=0)
+            for value in inputs:
+                if value not in sweep:
+                    taken = equation.outputs[0].size if equation.primitive in _SELECTIONS else value.size
+                    elements = reads.setdefault(value, {})
+                    elements[now] = max(elements.get(now, 0), min(taken, value.size))
+                    self._use(value)
+            sweep |= dict.fromkeys(equation.outputs, now + (equation.primitive in _BARRIERS))
+            if equation.primitive not in _MOVES | _VIEWS:
+                chain.num_ops += max(v.size for v in (*equation.inputs, *equation.outputs))
+            if not self._varying.isdisjoint(equation.inputs) and not self._varying.isdisjoint(equation.outputs):
+                self._differentiate(chain, equation)
+                chain.varying.update(self._origin(v) for v in equation.inputs if v in self._varying)
+        chain.reads = {value: sum(elements.values()) for value, elements in reads.items()}
+        chain.varying &= reads.keys()
+        chain.num_sweeps = max((len(elements) for elements in reads.values()), default=1)
+
+    def _differentiate(self, chain: Chain, equation: Equation) -> None:
+        """Adds what the backward pass of an equation needs."""
+        primitive, (out, *_) = equation.primitive, equation.outputs
+        if primitive in _COMPARING:
+            users = self._users.get(out, [])
+            is_pooled = len(users) == 1 and users[0].primitive in _WINDOWED
+            chain.mask_bits += users[0].outputs[0].size if is_pooled else out.size
+        elif primitive in _WINDOWED:
+            window = equation.params.get("window_dimensions", (equation.inputs[0].size // out.size,))
+            chain.mask_bits += out.size * math.ceil(math.log2(math.prod(window)))
+        elif primitive in ("mul", "div"):
+            # Linear in what it scales if the scale can be had again without keeping it: from arguments and parameters.
+            scales = equation.inputs[1:] if primitive == "div" else equation.inputs
+            chain.recomputes |= not any(v not in self._varying and v.producer is None for v in scales)
+        else:
+            chain.recomputes |= primitive not in _LINEAR

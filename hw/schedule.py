@@ -145,8 +145,8 @@ def make_step(
     external: Sequence[float] | None = None,
     vector_slot: Sequence[int] = (),
     vector_ops: Sequence[float] = (),
-    vector_reads: Sequence[Sequence[float]] = (),
-    vector_writes: Sequence[Sequence[float]] = (),
+    vector_reads: Sequence[Sequence[float]] | np.ndarray = (),
+    vector_writes: Sequence[Sequence[float]] | np.ndarray = (),
 ) -> Step:
     """Builds a step and works out when its tensors live.
 
@@ -345,7 +345,7 @@ def _vector_work(chip: Chip, step: Step, resident: jax.Array, tensor_bits: jax.A
     """Vector work, (v,): on what is resident in the shared SRAM, with the rest streamed from and to DRAM."""
     split = jnp.stack([resident, 1.0 - resident], axis=-1) * tensor_bits[:, None]  # (m, 2)
     read, written = step.vector_reads @ split, step.vector_writes @ split  # (v, 2)
-    read_energy, write_energy = chip.energy_per_bit()[-2:].T
+    read_energy, write_energy = (chip.energy_per_bit() + chip.wire_energy_per_bit()[:, None])[-2:].T
     inner = jnp.zeros((read.shape[0], len(chip.names) - 2), read.dtype)
     at_levels = [jnp.concatenate([inner, bits], axis=1) for bits in (read, written)]
     level_cycles = jax.vmap(port_cycles, (None, 0, 0))(chip, *at_levels)
@@ -364,7 +364,8 @@ def _transfers(chip: Chip, step: Step, resident: jax.Array, tensor_bits: jax.Arr
     used = step.tensor_death >= step.tensor_birth
     spilled = jnp.maximum(resident[step.tensor_origin] - resident, 0.0)
     moved = jnp.where(used, (spilled + step.tensor_external * resident) * size, 0.0)
-    access = moved[:, None] * jnp.mean(chip.energy_per_bit()[-2:], axis=-1)[None]
+    per_bit = jnp.mean(chip.energy_per_bit()[-2:], axis=-1).at[-1].add(chip.wire_energy_per_bit()[-1])
+    access = moved[:, None] * per_bit[None]
     latency = moved / jnp.min(chip.bits_per_cycle()[-2:]) / chip.frequency()
     return _Work(jnp.zeros_like(moved), access, _control_share(chip) * access[:, 0], latency)
 
@@ -375,9 +376,9 @@ def _control_share(chip: Chip) -> jax.Array:
 
 
 def _utilisation(chip: Chip, step: Step, costs: Cost) -> jax.Array:
-    """MACs done per MAC unit and cycle in each pass, (3,)."""
+    """Busy cycles of all MACs over those there are in each pass, (3,)."""
     in_pass = step.operation_pass[:, None] == jnp.arange(len(PASSES), dtype=jnp.int32)[None]
     times = jnp.where(in_pass, step.multiplicity[:, None], 0.0)
-    done, available = costs.macs @ times, costs.cycles @ times * chip.num_macs()
+    busy, available = costs.mac_cycles @ times, costs.cycles @ times * chip.num_macs()
     present = available > 0.0
-    return jnp.where(present, done / jnp.where(present, available, 1.0), 0.0)
+    return jnp.where(present, busy / jnp.where(present, available, 1.0), 0.0)

@@ -90,6 +90,11 @@ def stand_alone(step, chip):
     return jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, step.operations, accesses, *args)
 
 
+def dram_energy(chip):
+    """Joules to move a bit between DRAM and chip."""
+    return float(chip.energy_per_bit()[-1].mean() + chip.wire_energy_per_bit()[-1])
+
+
 def test_lives_follow_from_slots():
     step = two_layer_step()
     lives = {t: (int(step.tensor_birth[t]), int(step.tensor_death[t])) for t in range(NUM_TENSORS)}
@@ -107,7 +112,7 @@ def test_nothing_resident_is_the_sum_of_stand_alone_work():
     np.testing.assert_allclose(cost.operation_energy, alone.energy, rtol=1e-6)
     np.testing.assert_allclose(cost.operation_latency, alone.latency, rtol=1e-6)
     moved = WIDTH * (step.vector_reads.sum(1) + step.vector_writes.sum(1))
-    read_energy, write_energy = chip.energy_per_bit()[-1]
+    read_energy, write_energy = chip.energy_per_bit()[-1] + chip.wire_energy_per_bit()[-1]
     traffic = WIDTH * (step.vector_reads.sum(1) * read_energy + step.vector_writes.sum(1) * write_energy)
     control = float(chip.technology["clock.energy"]) + float(chip.technology["control.energy"])
     arithmetic = step.vector_ops * chip.vector_energy()
@@ -128,7 +133,7 @@ def test_unlimited_sram_leaves_compulsory_traffic():
     cost = evaluated(step, chip)
     np.testing.assert_array_equal(cost.resident, 1.0)
     batch_bits = BATCH * FEATURES * WIDTH
-    assert float(cost.dram_energy) == pytest.approx(batch_bits * float(chip.energy_per_bit()[-1].mean()), rel=1e-5)
+    assert float(cost.dram_energy) == pytest.approx(batch_bits * dram_energy(chip), rel=1e-5)
     assert float(cost.spilled_bits.sum()) == 0.0
 
 
@@ -145,7 +150,7 @@ def test_total_is_the_sum_of_its_breakdown(shared_kib):
 
 
 def test_last_in_first_out():
-    """Nested lives of 1, 3 and 5 slots and 40, 50 and 30 bits in 100 bits: the inner two fit, the outer one by a third."""
+    """Nested lives of 1, 3 and 5 slots and 40, 50 and 30 bits in 100: two fit, the outermost by a third."""
     operation = make_operation(N=1)
     nested = [[0, 0, 0], [1, 1, 1], [2, 2, 2], [1, 1, 1], [0, 0, 0]]
     step = make_step(stack_operations([operation] * 5), nested, [30.0, 50.0, 40.0])
@@ -164,9 +169,9 @@ def test_kept_copy_spills_what_no_longer_fits():
     np.testing.assert_allclose(cost.resident, [1.0, 0.8, 1.0], rtol=1e-5)
     np.testing.assert_allclose(cost.spilled_bits, [0.0, 10.0, 0.0], rtol=1e-4)
     np.testing.assert_allclose(cost.occupancy, [50.0, 100.0, 40.0], rtol=1e-5)
-    shared, dram = chip.energy_per_bit()[-2:].mean(axis=1)
+    shared = float(chip.energy_per_bit()[-2].mean())
     control = float(chip.technology["clock.energy"]) + float(chip.technology["control.energy"])
-    expected = 10.0 * (float(shared) * (1 + control) + float(dram))
+    expected = 10.0 * (shared * (1 + control) + dram_energy(chip))
     np.testing.assert_allclose(cost.transfer_energy, [0.0, expected, 0.0], rtol=1e-4)
     cycles = 10.0 / float(chip.bits_per_cycle()[-2:].min())
     np.testing.assert_allclose(cost.transfer_latency, [0.0, cycles / float(chip.frequency()), 0.0], rtol=1e-4)
@@ -246,12 +251,11 @@ def test_jit_vmap_and_eager_agree():
 
 
 def test_utilisation_by_pass():
-    """One MAC of 256 is used; where compute binds it is busy in every cycle."""
     step, chip = two_layer_step(), make_chip(resident_fraction=0.0)
     cost, alone = evaluated(step, chip), stand_alone(step, chip)
     for index in range(3):
         ids = np.flatnonzero(step.operation_pass == index)
-        expected = alone.macs[ids].sum() / (256 * alone.cycles[ids].sum())
+        expected = alone.mac_cycles[ids].sum() / (256 * alone.cycles[ids].sum())
         assert float(cost.utilisation[index]) == pytest.approx(float(expected), rel=1e-5)
     forward_only = make_step(stack_operations([dense(3, 2, "forward")]), [[0, 1, 2]], [6.0, 24.0, 16.0])
     assert evaluated(forward_only, chip).utilisation[1:].tolist() == [0.0, 0.0]
