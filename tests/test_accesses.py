@@ -178,6 +178,15 @@ def test_diagonals_are_multicast():
     np.testing.assert_array_equal(count(operation, mapping).reads[0], [3, 8 + 1, 0])
 
 
+def test_gaps_of_an_accumulated_window_are_no_first_touches():
+    # 4 outputs at stride 3 under one tap: a box of 10 inputs, of which 4 are updated, each once.
+    operation = make_operation(P=4, stride=(3, 1), pass_="input_grad")
+    accesses = count(operation, make_mapping(operation, [factors(P=4), factors()]))
+    np.testing.assert_array_equal(accesses.updates[:, 1], [4, 10])
+    np.testing.assert_array_equal(accesses.reads[:, 1], [0, 0])
+    assert accesses.footprint[0, 1] == 10 and accesses.fills[0, 1] == 0
+
+
 def test_a_hundred_channels_on_sixteen_columns(x64):
     """7 passes, the last of 4 columns: no word and no product is counted that is not there."""
     operation = make_operation(K=100, C=8)
