@@ -11,6 +11,7 @@ from codesign.evaluation import Evaluated, evaluate
 from codesign.legalize import legal_chip, preference
 from hw.schedule import Step
 
+
 def random_chips(
     space: DesignSpace,
     step: Step,
@@ -35,7 +36,9 @@ def random_chips(
         if float(chip.area().total) <= limit:
             chips.append(chip)
     if not chips:
-        raise ValueError(f"random chips: none of {draws} draws has at most {limit * 1e6:.3g} mm2; raise the area budget")
+        raise ValueError(
+            f"random chips: none of {draws} draws has at most {limit * 1e6:.3g} mm2; raise the area budget"
+        )
     found = [
         evaluate(chip, step, operation_bits, tensor_bits, jax.random.fold_in(search_key, i), **options)
         for i, chip in enumerate(chips)

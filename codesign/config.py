@@ -62,17 +62,17 @@ class DataConfig:
 class TrainConfig:
     """How the network is trained."""
 
-    pretrain_epochs: Count = 10
+    pretrain_epochs: Count = 20
     """Passes over the training set in float32, which all methods start from."""
-    epochs: Count = 30
+    epochs: Count = 60
     """Passes over the training set in the joint phase (and of every baseline)."""
-    finetune_epochs: Annotated[int, Between(0, 10**6)] = 6
+    finetune_epochs: Annotated[int, Between(0, 10**6)] = 20
     """Passes with bits and chip frozen, after the design was made buildable."""
-    batch_size: Count = 64
+    batch_size: Count = 128
     """Samples per optimiser step; energy and latency of a training step are those of this batch."""
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     """Update rule of the weights; the chip pays for its state."""
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 5e-3
     """Peak learning rate of the weights."""
     augment: bool = True
     """Shift training images at random by up to a pixel."""
@@ -120,9 +120,12 @@ class ChipConfig:
     """Initial shared SRAM in KiB."""
     vdd: Positive | None = None
     """Initial supply voltage in volts."""
-    free: tuple[Literal["rows", "columns", "local_kib", "shared_kib", "bandwidth", "vdd"], ...] = (
+    free: tuple[
+        Literal["rows", "columns", "register_bytes", "local_kib", "shared_kib", "bandwidth", "vdd"], ...
+    ] = (
         "rows",
         "columns",
+        "register_bytes",
         "local_kib",
         "shared_kib",
         "bandwidth",
@@ -135,12 +138,12 @@ class ChipConfig:
 class SearchConfig:
     """The search for mappings (how each operation is tiled and ordered on the chip)."""
 
-    candidates: Count = 8
+    candidates: Count = 4
     """Mappings kept per operation, K; every joint step evaluates all of them."""
-    refresh_every: Count = 50
+    refresh_every: Count = 80
     """Joint steps between two searches for new candidates."""
-    evaluations: Count = 2000
-    """Mappings tried per operation in one search."""
+    evaluations: Count = 1600
+    """Mappings tried per operation and chip in one search."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping as MappingABC
+from collections.abc import Callable
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -28,9 +29,7 @@ from codesign.objective import (
     step_cost,
 )
 from codesign.tracing import Workload
-from hw.chip import Chip
-from hw.schedule import StepCost
-from nets.noise import NoiseModel, measure_noise
+from nets.noise import NoiseModel, make_noise_measurement
 from nets.precision import Precision, QuantState
 from nets.training import Forward, accuracy, apply_gradient, cross_entropy
 from nets.transform import quantize
@@ -91,25 +90,22 @@ class Task:
         twin = quantize(lambda params, rest, images: self.forward(params, rest, images, None, False))
 
         def forward(groups, rest, images, key, train):
-            return twin(*groups, jax.random.key(0), rest, images)  # nothing is rounded at random without a backward pass
+            return twin(
+                *groups, jax.random.key(0), rest, images
+            )  # nothing is rounded at random without a backward pass
 
         return forward
 
     @functools.cached_property
     def measured_noise(self) -> Callable[..., NoiseModel]:
-        """The jitted measurement `(state, images, labels, key) -> NoiseModel`."""
+        """`measure(params, precision, quant_state, (key, rest), images, labels) -> NoiseModel`."""
 
-        @jax.jit
-        def measured_noise(state: State, images: jax.Array, labels: jax.Array, key: jax.Array) -> NoiseModel:
-            def loss_fn(params, precision, quant_state, key, images, labels):
-                logits, _ = self.quantised(params, precision, quant_state, key, state.rest, images, key)
-                return cross_entropy(logits, labels)
+        def loss_fn(params, precision, quant_state, key_and_rest, images, labels):
+            key, rest = key_and_rest
+            logits, _ = self.quantised(params, precision, quant_state, key, rest, images, key)
+            return cross_entropy(logits, labels)
 
-            return measure_noise(
-                loss_fn, state.params, state.precision, state.quant_state, key, jnp.asarray(images), jnp.asarray(labels)
-            )
-
-        return measured_noise
+        return make_noise_measurement(loss_fn)
 
     __hash__ = object.__hash__
 
@@ -267,7 +263,9 @@ def _penalty(task: Task, phase: Phase, groups, state: State):
         penalty, metrics = phase.weight * jnp.log(work), {"bit_operations": work}
     else:
         chip = task.space.chip(groups["design"])
-        cost = step_cost(chip, workload.step, operation_bits, workload.tensor_bits(bits), state.mappings.accesses, state.prices)
+        cost = step_cost(
+            chip, workload.step, operation_bits, workload.tensor_bits(bits), state.mappings.accesses, state.prices
+        )
         penalty = phase.weight * (jnp.log(cost.energy) + jnp.log(cost.latency))
         excess = excesses(cost, {name: _MARGIN * limit for name, limit in task.budgets.items()})
         prices = next_prices(cost)
@@ -293,4 +291,7 @@ def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:
 
 def refresh_noise(task: Task, state: State, images: jax.Array, labels: jax.Array, key: jax.Array) -> State:
     """Measure the noise that the present error formats add to each layer's weight gradient, on one batch."""
-    return dataclasses.replace(state, noise=task.measured_noise(state, images, labels, key))
+    noise = task.measured_noise(
+        state.params, state.precision, state.quant_state, (key, state.rest), jnp.asarray(images), jnp.asarray(labels)
+    )
+    return dataclasses.replace(state, noise=noise)

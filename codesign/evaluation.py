@@ -93,7 +93,13 @@ def evaluate(
 
 
 def evaluate_chip(
-    chip: Chip, step: Step, operation_bits: jax.Array, tensor_bits: jax.Array, key: jax.Array, names: tuple[str, ...], **options
+    chip: Chip,
+    step: Step,
+    operation_bits: jax.Array,
+    tensor_bits: jax.Array,
+    key: jax.Array,
+    names: tuple[str, ...],
+    **options,
 ) -> Evaluated:
     """`evaluate`, of a chip that must be able to run the step.
 

@@ -269,7 +269,9 @@ def search(
 
 
 @functools.partial(jax.jit, static_argnames=("num_best", "slots"))
-def _search(key, chip, problems: Problem, starts: Genome, prices, iterations, num_best: int, slots: Slots) -> Candidates:
+def _search(
+    key, chip, problems: Problem, starts: Genome, prices, iterations, num_best: int, slots: Slots
+) -> Candidates:
     def one(key: jax.Array, problem: Problem, start: Genome) -> Candidates:
         chains = _anneal(key, chip, problem, start, prices, iterations, slots)
         chosen = _distinct_best(chains.best_scores, num_best)

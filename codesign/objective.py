@@ -59,7 +59,7 @@ def soft_minimum(costs: Cost, prices: jax.Array) -> Cost:
     inflation = 1.0 + violation
     scores = jnp.log(prices[0] * costs.energy + prices[1] * costs.latency) + jnp.log(inflation)
     weights = jax.nn.softmax(-scores / _TEMPERATURE, axis=-1)
-    best = jnp.argmin(scores + _ILLEGAL * (violation > 0), axis=-1)
+    best = jnp.argmin(jnp.where(violation > 0, scores + _ILLEGAL, scores), axis=-1)
     one_hot = jax.nn.one_hot(best, scores.shape[-1], dtype=scores.dtype)
     weights, one_hot = jax.lax.stop_gradient((weights, one_hot))
 

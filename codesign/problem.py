@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,20 +16,19 @@ from flax import nnx
 from codesign import mapper
 from codesign.config import ChipConfig, Config, PrecisionConfig, TrainConfig
 from codesign.cooptimize import State, Task
-from codesign.design import DEFAULT_VARIABLES, DesignSpace, Variable, with_values
+from codesign.design import DEFAULT_VARIABLES, DesignSpace, with_values
 from codesign.evaluation import initial_prices, search_mappings
 from codesign.objective import BUDGETS
-from codesign.tracing import trace
+from codesign.tracing import Workload, trace
+from hw.arithmetic import make_mac
 from hw.chip import Chip
 from hw.chips import CHIPS
-from hw.operation import stack_operations
 from hw.technology import make_technology, unknown
 from hw.units import MILLIWATT, MM2
 from nets.data import Dataset
-from nets.dataset_files import load_dataset
 from nets.models import make_model
 from nets.noise import no_noise
-from nets.precision import FLOAT, LayerRule, Precision, PrecisionRules, QuantState, init_precision
+from nets.precision import LayerRule, Precision, PrecisionRules, QuantState, init_precision
 from nets.training import Forward, Params, Rest, cross_entropy, split_model
 
 _BUDGET_SETTINGS = {
@@ -59,7 +59,9 @@ def load_model(name: str, dataset: Dataset, seed: int) -> nnx.Module:
         raise ValueError(f"model.name {name!r}: {error}; give module:function that can be imported from here") from None
     model = factory(dataset.input_shape, dataset.num_classes, seed)
     if not isinstance(model, nnx.Module):
-        raise ValueError(f"model.name {name!r}: expected a flax.nnx.Module, got {type(model).__name__}; return the model")
+        raise ValueError(
+            f"model.name {name!r}: expected a flax.nnx.Module, got {type(model).__name__}; return the model"
+        )
     return model
 
 
@@ -103,7 +105,9 @@ def weight_optimizer(config: TrainConfig) -> Callable[[int], optax.GradientTrans
         "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
         "adam": optax.adam,
     }
-    return lambda num_steps: makers[config.optimizer](optax.cosine_decay_schedule(config.learning_rate, max(num_steps, 1)))
+    return lambda num_steps: makers[config.optimizer](
+        optax.cosine_decay_schedule(config.learning_rate, max(num_steps, 1))
+    )
 
 
 def calibrate(
@@ -117,13 +121,37 @@ def calibrate(
 
     rules = PrecisionRules({"*": rule})
     return init_precision(
-        network, rules, params, rest, jnp.asarray(images), loss=lambda logits: cross_entropy(logits, jnp.asarray(labels))
+        network,
+        rules,
+        params,
+        rest,
+        jnp.asarray(images),
+        loss=lambda logits: cross_entropy(logits, jnp.asarray(labels)),
     )
 
 
 def initial_rule(config: PrecisionConfig) -> LayerRule:
     """The rule that learned bits start from."""
     return LayerRule(config.weights, config.inputs, config.input_grad, config.weight_grad, learn=config.learn)
+
+
+def trace_network(
+    forward: Forward, params: Params, rest: Rest, dataset: Dataset, batch_size: int, optimizer: str
+) -> Workload:
+    """The workload of a network at a batch size."""
+
+    def network(params, rest, images, key):
+        return forward(params, rest, images, key, True)[0]
+
+    return trace(
+        network, params, rest, jnp.zeros((batch_size, *dataset.input_shape)), jax.random.key(0), optimizer=optimizer
+    )
+
+
+def float_sibling(chip: Chip) -> Chip:
+    """The chip with fp32 MACs and register ports wide enough for them, for the float32 baseline."""
+    ports = chip.bandwidth_bits.at[0].set(jnp.maximum(chip.bandwidth_bits[0], 128.0))
+    return dataclasses.replace(chip, mac=make_mac("fp32"), bandwidth_bits=ports)
 
 
 def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
@@ -135,19 +163,14 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
     model = load_model(config.model.name, dataset, config.train.seed)
     forward, params, rest = split_model(model)
     chip = load_chip(config.chip)
-    images = jnp.zeros((config.train.batch_size, *dataset.input_shape))
-
-    def network(params, rest, images):
-        return forward(params, rest, images, None, True)[0]
-
-    workload = trace(network, params, rest, images, optimizer=config.train.optimizer)
+    workload = trace_network(forward, params, rest, dataset, config.train.batch_size, config.train.optimizer)
     task = Task(
         forward=forward,
         workload=workload,
         space=design_space(chip, config.chip.free),
         optimizer=weight_optimizer(config.train),
         budgets=budgets(config, chip),
-        noise_budget=config.precision.noise_budget,
+        noise_budget=math.log1p(config.precision.noise_budget),
         min_bits=config.precision.min_bits,
         max_bits=config.precision.max_bits,
         num_candidates=config.search.candidates,

@@ -15,20 +15,19 @@ import numpy as np
 from codesign import rundir
 from codesign.baselines import random_chips
 from codesign.checkpoint import Checkpoint, Checkpoints
-from codesign.config import Config, dump_config, fingerprint
+from codesign.config import Config, config_to_dict, dump_config, fingerprint
 from codesign.cooptimize import State, StepFunction, make_step, refresh_mappings, refresh_noise, start_phase
 from codesign.design import physical_values, with_values
-from codesign.evaluation import Evaluated, evaluate_chip
+from codesign.evaluation import evaluate_chip
 from codesign.legalize import legal_chip, polish
-from codesign.mapper import replace_best
+from codesign.mapper import make_tables, replace_best
 from codesign.objective import bit_operations, step_cost
-from codesign.problem import calibrate, initial_rule, make_task
+from codesign.problem import calibrate, float_sibling, initial_rule, make_task, trace_network
 from codesign.progress import NullProgress, Progress, deferred_interrupt
-from codesign.report import write_report
+from codesign.report import METHODS, write_report
 from codesign.stages import Stage, plan
-from codesign.summary import summarise
+from codesign.summary import cost_row, summarise
 from hw.chip import Chip
-from hw.chips import CHIPS
 from nets.data import batches
 from nets.dataset_files import load_dataset
 from nets.precision import LayerRule, freeze
@@ -36,6 +35,7 @@ from nets.training import Metrics, evaluate
 
 _FINAL_EFFORT = 4  # mappings tried per operation in a final evaluation, as a multiple of those of one refresh
 _CHECKPOINT_STEPS = 200  # steps lost at most by a kill
+_COST_KEYS = ("energy_uj", "latency_ms", "edp_js", "area_mm2", "power_mw", "accuracy")
 _CURVES = {"energy": ("energy_uj", 1e6), "latency": ("latency_ms", 1e3), "area": ("area_mm2", 1e6)}
 
 
@@ -70,6 +70,7 @@ class Run:
     """A run in progress.
 
     Attributes:
+      single: the workload of one sample, for the cost of an inference.
       states: named states, see `codesign.stages.Slot`; all but "current" without optimiser state.
       results: finished method -> what it reached, JSON-like.
       notes: what unfinished methods must remember, JSON-like.
@@ -80,6 +81,9 @@ class Run:
         self.config, self.directory, self.progress, self.checkpoints = config, directory, progress, checkpoints
         self.dataset = load_dataset(config.data.name)
         self.task, initial = make_task(config, self.dataset)
+        self.single = trace_network(
+            self.task.forward, initial.params, initial.rest, self.dataset, 1, config.train.optimizer
+        )
         self.stages = plan(config)
         self.steps_per_epoch = len(self.dataset.train.labels) // config.train.batch_size
         self.states: dict[str, State] = {"pretrained": initial, "current": initial, "best": initial}
@@ -186,9 +190,7 @@ class Run:
             return
         train = self.config.train
         for epoch in range(first_step // self.steps_per_epoch, stage.epochs):
-            examples = batches(
-                self.dataset, train.batch_size, train.seed, epoch, max_shift=1 if train.augment else 0
-            )
+            examples = batches(self.dataset, train.batch_size, train.seed, epoch, max_shift=1 if train.augment else 0)
             for i, batch in enumerate(examples):
                 step = epoch * self.steps_per_epoch + i
                 if step >= first_step:
@@ -206,7 +208,11 @@ class Run:
         """One line of metrics.jsonl: means over an epoch's steps, and the chip and bits at its end."""
         seen, self.epoch_metrics = self.epoch_metrics, []
         means = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}
-        record: dict[str, Any] = {"method": stage.method, "stage": stage.name, "epoch": self._epoch(stage) + epoch} | means
+        record: dict[str, Any] = {
+            "method": stage.method,
+            "stage": stage.name,
+            "epoch": self._epoch(stage) + epoch,
+        } | means
         record |= {new: means[old] * scale for old, (new, scale) in _CURVES.items() if old in means}
         state = self.states["current"]
         if stage.phase.learn_bits:
@@ -278,17 +284,83 @@ class Run:
             chip = with_values(self.task.space.base, {n: jnp.asarray(v) for n, v in note.get("chip", {}).items()})
             bits = state.precision.bits()
         else:
-            chip, bits = CHIPS["edge_trainer_fp32"](), jnp.full((len(state.precision.names), 4), 32.0)
-        start = state.mappings if "chip" in note else None
-        found = self._final(chip, bits, key, start, state.prices)
-        accuracy = {f"{s}_accuracy": self._evaluate(stage.phase.quantised, s).accuracy for s in ("validation", "test")}
-        self.results[method] = accuracy | note | summarise(self.task.workload, found, bits)
+            chip, bits = float_sibling(self.task.space.base), jnp.full((len(state.precision.names), 4), 32.0)
+        start = (state.mappings, state.prices) if "chip" in note else (None, None)
+        accuracy = {s: self._evaluate(stage.phase.quantised, s).accuracy for s in ("validation", "test")}
+        gaps = {name: value for name, value in note.items() if name != "chip"}
+        self.results[method] = {
+            "method": method, "accuracy": accuracy["test"], "validation_accuracy": accuracy["validation"], **gaps,
+            **self._judged(chip, bits, key, *start),
+        }  # fmt: skip
 
-    def _final(self, chip: Chip, bits: jax.Array, key: jax.Array, start=None, prices=None) -> Evaluated:
-        """The evaluation that every method is judged by."""
+    def _judged(self, chip: Chip, bits: jax.Array, key: jax.Array, start=None, prices=None) -> dict[str, Any]:
+        """The evaluation that every method is judged by: one training step, and one inference of one sample."""
         options = self._search_options()
         options["evaluations"] *= _FINAL_EFFORT
-        return evaluate_chip(chip, *self._work(bits), key, self.task.workload.labels, start=start, prices=prices, **options)
+        workload, single = self.task.workload, self.single
+        found = evaluate_chip(chip, *self._work(bits), key, workload.labels, start=start, prices=prices, **options)
+        # Mappings of a step of one sample hold for its forward pass alone, the first operations of it.
+        operation_bits, tensor_bits = single.operation_bits(bits), single.tensor_bits(bits)
+        alone = evaluate_chip(
+            chip, single.step, operation_bits, tensor_bits, key, single.labels,
+            **options | {"tables": make_tables(single.step.operations)},
+        )  # fmt: skip
+        num = single.inference.multiplicity.shape[0]
+        accesses = jax.tree.map(lambda x: x[:num], alone.candidates.accesses)
+        inference = step_cost(chip, single.inference, operation_bits[:num], tensor_bits, accesses, alone.prices)
+        return summarise(workload, found, bits, self.states["current"].precision.names) | {
+            "inference": cost_row(inference)
+        }
+
+    def result(self) -> dict[str, Any]:
+        """Everything the report shows."""
+        if "random" in self.config.baselines.include and "random" not in self.results:
+            self.results["random"] = self._random()
+        rows = {name: self.results[name] for name in METHODS if name in self.results}
+        joint = rows["joint"]
+        hidden = ("figures", "mappings", "chip", "bits")
+        return {
+            "title": f"{self.config.model.name} on {self.dataset.name}, co-designed",
+            "config": config_to_dict(self.config),
+            "summary": [{key: value for key, value in row.items() if key not in hidden} for row in rows.values()],
+            "design": {
+                "chip": joint["chip"], "bits": joint["bits"], "training_step": _only(joint, _COST_KEYS),
+                "inference": joint["inference"], "mappings": joint["mappings"],
+            },
+            "figures": {
+                "accuracy_energy": {"points": [_only(row, ("energy_uj", "accuracy")) | {"label": name} for name, row in rows.items()]},
+                "bits_per_layer": {"table": joint["bits"]},
+                "energy_breakdown": joint["figures"]["energy_breakdown"],
+                "roofline": joint["figures"]["roofline"],
+                "area_breakdown": {"areas": {name: row["figures"]["area"] for name, row in rows.items()}},
+            },
+            "notes": self._assumptions(),
+            "seconds": self.notes.get("seconds", {}),
+            "sequential_tries": self.notes.get("sequential_tries", []),
+        }  # fmt: skip
+
+    def _random(self) -> dict[str, Any]:
+        """The random baseline: chips drawn for the network and bits that the joint search found."""
+        bits = jnp.asarray([list(row.values()) for row in self.results["joint"]["bits"].values()])
+        key = jax.random.fold_in(self.key, 2_000_000)
+        num, options = self.config.baselines.random_chips, self._search_options()
+        best = random_chips(self.task.space, *self._work(bits), self.task.budgets, key, num, **options)
+        judged = self._judged(best.chip, bits, key, best.candidates, best.prices)
+        accuracy = _only(self.results["joint"], ("accuracy", "validation_accuracy"))
+        return {"method": "random", **accuracy, **judged, "evaluations": judged["evaluations"] + best.evaluations}
+
+    def _assumptions(self) -> list[str]:
+        """What a reader must know to judge the numbers."""
+        task, technology = self.task, self.task.space.base.technology
+        limits = ", ".join(f"{name} at most {limit:.3g} (SI)" for name, limit in task.budgets.items())
+        return [
+            f"Costs are of one training step of {task.workload.batch} samples ({self.config.train.optimizer}, float32 "
+            f"master weights), modelled, not measured on silicon: {technology.node_nm} nm, {technology.dram}.",
+            f"Budgets: {limits}. EDP of a step is its energy times its latency, leakage and DRAM included.",
+            "Accuracies are of the test set, which nothing was chosen on; every method had the same number of training "
+            "steps after the same float32 pretraining.",
+            "gap: EDP of the buildable chip, mappings searched anew, over that of the last iterate, before polishing.",
+        ]
 
     def _work(self, bits: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
         """The training step with the widths that bits (P, 4) give its operands and tensors."""
@@ -300,3 +372,7 @@ class Run:
         return {
             "slots": task.slots, "tables": task.tables, "evaluations": task.evaluations, "num_best": task.num_candidates,
         }  # fmt: skip
+
+
+def _only(row: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: row[key] for key in keys}

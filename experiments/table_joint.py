@@ -70,7 +70,10 @@ def tabulate(results: list[dict[str, Any]]) -> dict[str, Any]:
 
     table: dict[str, Any] = {"seeds": len(rows), "methods": {}}
     for method in methods:
-        entry: dict[str, Any] = {"edp_js": column(method, "edp_js").tolist(), "bits_mean": column(method, "bits_mean").tolist()}
+        entry: dict[str, Any] = {
+            "edp_js": column(method, "edp_js").tolist(),
+            "bits_mean": column(method, "bits_mean").tolist(),
+        }
         logs = interval(np.log(column(method, "edp_js") / column("joint", "edp_js")))
         entry["edp_to_joint"] = {name: float(np.exp(value)) for name, value in logs.items()}
         accuracy = column(method, "accuracy")
@@ -104,7 +107,9 @@ def show(table: dict[str, Any]) -> None:
     for name in ("accuracy_difference_to_float32", "gap", "gap_polished"):
         if name in table:
             value = table[name]
-            console.print(f"{name}: {100 * value['mean']:+.2f} % [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]")
+            console.print(
+                f"{name}: {100 * value['mean']:+.2f} % [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"
+            )
     if "equal_accuracy" in table:
         console.print(f"seeds in which sequential and joint are within half a point: {table['equal_accuracy']:.0%}")
 

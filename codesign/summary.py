@@ -1,0 +1,186 @@
+"""What a finished method reached, as plain numbers: rows of the summary, data of the figures, design.yaml and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingABC
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codesign import mapper
+from codesign.design import physical_values
+from codesign.evaluation import Evaluated
+from codesign.tracing import Workload
+from hw.arithmetic import product_cycles
+from hw.chip import Chip
+from hw.mapping import Mapping
+from hw.operation import LOOPS, OPERANDS, PASSES
+from hw.schedule import StepCost
+from hw.units import BYTE, MHZ, MILLIWATT, MM2
+
+OPERAND_BITS = ("weights", "inputs", "input_grad", "weight_grad")
+_REST = ("vector unit", "spills and I/O", "leakage")  # rows of the energy figure that belong to no layer
+_UNIT_KEYS = {"vdd": "vdd_v"}
+
+
+def summarise(workload: Workload, found: Evaluated, bits: jax.Array, layers: Sequence[str]) -> dict[str, Any]:
+    """Cost and design of one method, JSON-like.
+
+    Args:
+      workload: what runs.
+      found: the chip with its mappings and cost.
+      bits: (P, 4).
+      layers: names of the P products.
+    """
+    cost, table = found.cost, np.asarray(bits)
+    utilisation = zip(PASSES, np.asarray(cost.utilisation), strict=True)
+    return cost_row(cost) | {
+        "bits_mean": float(table.mean()),
+        "energy_per_sample_uj": float(cost.energy) * 1e6 / workload.batch,
+        "energy_by_component_uj": dict(zip(cost.components, np.asarray(cost.breakdown) * 1e6, strict=True)),
+        "utilisation": {name: float(share) for name, share in utilisation if share > 0},
+        "spilled_kib": float(cost.spilled_bits.sum()) / BYTE / 1024,
+        "peak_resident_kib": float(cost.occupancy.max()) / BYTE / 1024,
+        "evaluations": found.evaluations,
+        "bits": {
+            layer: dict(zip(OPERAND_BITS, row.tolist(), strict=True)) for layer, row in zip(layers, table, strict=True)
+        },
+        "chip": describe_chip(found.chip),
+        "mappings": describe_mappings(workload.labels, found.candidates, found.chip.names),
+        "figures": {
+            "energy_breakdown": energy_table(workload, cost, layers),
+            "roofline": roofline_data(workload, found.chip, cost),
+            "area": area_parts(found.chip),
+        },
+    }
+
+
+def cost_row(cost: StepCost) -> dict[str, float]:
+    """The headline numbers in the units of reports."""
+    return {
+        "energy_uj": float(cost.energy) * 1e6,
+        "latency_ms": float(cost.latency) * 1e3,
+        "edp_js": float(cost.energy) * float(cost.latency),  # in double precision
+        "area_mm2": float(cost.area) / MM2,
+        "power_mw": float(cost.power) / MILLIWATT,
+    }
+
+
+def describe_chip(chip: Chip) -> dict[str, Any]:
+    """A chip's quantities for people and for `codesign.design.with_values`, units in the key names."""
+    values = {_UNIT_KEYS.get(name, name): round(value, 6) for name, value in physical_values(chip).items()}
+    return values | {
+        "mac": chip.mac.style,
+        "node_nm": chip.technology.node_nm,
+        "frequency_mhz": float(chip.frequency()) / MHZ,
+        "area_mm2": float(chip.area().total) / MM2,
+    }
+
+
+def chip_values(described: MappingABC[str, Any]) -> dict[str, jax.Array]:
+    """The free quantities of a described chip, as `codesign.design.with_values` takes them."""
+    names = ("rows", "columns", "register_bytes", "local_kib", "shared_kib", "local_bandwidth_bits",
+             "shared_bandwidth_bits", "vdd", "resident_fraction")  # fmt: skip
+    return {name: jnp.asarray(float(described[_UNIT_KEYS.get(name, name)])) for name in names}
+
+
+def describe_mappings(labels: Sequence[str], candidates: mapper.Candidates, levels: Sequence[str]) -> dict[str, Any]:
+    """The first candidate of every operation: per level, outermost first, its loops in order and what it keeps.
+
+    Temporal loops are listed inner to outer; absent loops have factor 1.
+    """
+    best = jax.tree.map(lambda x: np.asarray(x[:, 0]), candidates.mapping)
+    described = {}
+    for i, label in enumerate(labels):
+        described[label] = {
+            levels[l]: {
+                "temporal": [
+                    [LOOPS[d], round(float(best.temporal[i, l, d]))]
+                    for d in np.argsort(best.order[i, l])
+                    if best.temporal[i, l, d] > 1
+                ],
+                "columns": _factors(best.spatial[i, l, 0]),
+                "rows": _factors(best.spatial[i, l, 1]),
+                "keeps": [name for name, kept in zip(OPERANDS, best.keep[i, l], strict=True) if kept],
+            }
+            for l in reversed(range(len(levels)))
+        }
+    return described
+
+
+def _factors(row: np.ndarray) -> dict[str, int]:
+    return {loop: round(float(n)) for loop, n in zip(LOOPS, row, strict=True) if n > 1}
+
+
+def read_mapping(described: MappingABC[str, Any], levels: Sequence[str]) -> Mapping:
+    """The mapping of one operation from `describe_mappings`; absent loops keep their place outside the listed ones."""
+    shape = (len(levels), len(LOOPS))
+    temporal, order = np.ones(shape, np.float32), np.zeros(shape, np.int32)
+    spatial, keep = np.ones((len(levels), 2, len(LOOPS)), np.float32), np.zeros((len(levels), 3), np.float32)
+    for l, name in enumerate(levels):
+        level = described[name]
+        listed = [LOOPS.index(loop) for loop, _ in level["temporal"]]
+        order[l, listed + [d for d in range(len(LOOPS)) if d not in listed]] = np.arange(len(LOOPS))
+        temporal[l, listed] = [factor for _, factor in level["temporal"]]
+        for axis, key in enumerate(("columns", "rows")):
+            for loop, factor in level[key].items():
+                spatial[l, axis, LOOPS.index(loop)] = factor
+        keep[l, [OPERANDS.index(operand) for operand in level["keeps"]]] = 1
+    return Mapping(jnp.asarray(temporal), jnp.asarray(spatial), jnp.asarray(order), jnp.asarray(keep))
+
+
+def energy_table(workload: Workload, cost: StepCost, layers: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `codesign.plots.energy_breakdown`: joules by layer, pass and component; they add up to the total."""
+    levels = cost.access_energy.shape[1]
+    components = (*cost.components[: levels + 1], "control", "vector", "leakage")
+    passes = (*PASSES, "other")
+    energy = np.zeros((len(layers) + len(_REST), len(passes), len(components)))
+    mac, access = np.asarray(cost.mac_energy, float), np.asarray(cost.access_energy, float).sum(axis=2)
+    control = np.asarray(cost.operation_energy, float) - mac - access.sum(axis=1)
+    for i, (product, pass_) in enumerate(zip(np.asarray(workload.product), workload.passes, strict=True)):
+        energy[product, passes.index(pass_), : levels + 2] += [mac[i], *access[i], control[i]]
+    rest = (
+        ("vector", cost.vector_energy),
+        (cost.components[levels], cost.transfer_energy),
+        ("leakage", cost.leakage_energy),
+    )
+    for row, (component, joules) in enumerate(rest, start=len(layers)):
+        energy[row, -1, components.index(component)] += float(jnp.sum(joules))
+    return {"energy_j": energy, "layers": [*layers, *_REST], "passes": list(passes), "components": list(components)}
+
+
+def roofline_data(workload: Workload, chip: Chip, cost: StepCost) -> dict[str, Any]:
+    """Arguments of `codesign.plots.roofline`, for the traffic of the shared SRAM and DRAM that every operation causes."""
+    macs = 2.0 * np.asarray(workload.step.operations.macs) * np.asarray(workload.step.multiplicity)
+    per_bit = np.asarray(chip.energy_per_bit()).mean(axis=1)
+    frequency = float(chip.frequency())
+    outer = np.asarray(cost.access_energy, float)[:, -2:].sum(axis=2)
+    num_bytes = (outer / per_bit[-2:]).sum(axis=1) / BYTE
+    points = [
+        {"name": name, "pass": pass_, "operations_per_byte": n / b, "operations_per_second": n / t}
+        for name, pass_, n, b, t in zip(
+            workload.names, workload.passes, macs, num_bytes, np.asarray(cost.operation_latency, float), strict=True
+        )
+    ]
+    array = 2.0 * float(chip.num_macs()) * frequency
+    widths = (4, 8) if chip.mac.style in ("slices", "serial") else (int(chip.mac.widths[0]),)
+    peaks = {f"{b} x {b} bits": array / float(product_cycles(chip.mac, jnp.full(2, float(b)))) for b in widths}
+    bandwidths = {"shared SRAM": float(chip.bits_per_cycle()[-2]) * frequency / BYTE}
+    return {"points": points, "peaks": peaks, "bandwidths": bandwidths}
+
+
+def area_parts(chip: Chip) -> dict[str, float]:
+    """Area in mm2 by component, the memories on chip by name."""
+    area = chip.area()
+    memories = {
+        name: float(part) / MM2 for name, part in zip(chip.names, area.memories, strict=True) if float(part) > 0
+    }
+    return {
+        "MACs": float(area.macs) / MM2,
+        **memories,
+        "vector": float(area.vector) / MM2,
+        "control": float(area.control) / MM2,
+    }
