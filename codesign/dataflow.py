@@ -56,7 +56,7 @@ class Chain:
       num_sweeps: passes over its inputs, one more for each barrier in a row.
       mask_bits: what its backward pass needs where all else is linear: a bit for each result of a ReLU, log2 of the
         window for each maximum. A ReLU before a pooling keeps its mask at the pooled size: all other errors are zero.
-      recomputes: whether something else is not linear: then its inputs are kept and its backward pass recomputes it.
+      recalled: if something else is not linear, the values that are kept, for its backward pass to recompute it.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Chain:
     num_ops: int = 0
     num_sweeps: int = 1
     mask_bits: int = 0
-    recomputes: bool = False
+    recalled: set[Value] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Dataflow:
       operands: weights and inputs of each product.
       results: of each product.
       outputs: of the program.
-      varying: values that depend on what is trained.
+      varying: values that depend on what is trained and that a result depends on: those with a gradient.
     """
 
     nodes: tuple[Chain | int, ...]
@@ -98,12 +98,25 @@ def follow(program: Program, trained: Collection[Value]) -> Dataflow:
     return _Follower(program, trained).dataflow()
 
 
+def _varying(program: Program, trained: Collection[Value]) -> set[Value]:
+    """The values with a gradient."""
+    equations = [equation for equation in program.walk() if equation.primitive != "stop_gradient"]
+    dependent, needed = set(trained), set(program.outputs)
+    for equation in equations:
+        if not dependent.isdisjoint(equation.inputs):
+            dependent.update(v for v in equation.outputs if jnp.issubdtype(v.dtype, jnp.floating))
+    for equation in reversed(equations):
+        if not needed.isdisjoint(equation.outputs):
+            needed.update(equation.inputs)
+    return dependent & needed
+
+
 class _Follower:
     """Assigns every equation but products and views to the first chain that needs it."""
 
     def __init__(self, program: Program, trained: Collection[Value]) -> None:
         self._program = program
-        self._varying = set(trained)
+        self._varying = _varying(program, trained)
         self._origins: dict[Value, Value] = {}
         self._equations: list[Equation] = []
         self._maker: dict[Value, int] = {}
@@ -113,8 +126,6 @@ class _Follower:
             self._add(equation)
 
     def _add(self, equation: Equation) -> None:
-        if equation.primitive != "stop_gradient" and not self._varying.isdisjoint(equation.inputs):
-            self._varying.update(v for v in equation.outputs if jnp.issubdtype(v.dtype, jnp.floating))
         if equation.primitive in _VIEWS and equation.inputs[0].size == equation.outputs[0].size:
             self._origins |= zip(equation.outputs, map(self._origin, equation.inputs), strict=True)
             return
@@ -164,11 +175,13 @@ class _Follower:
                 pending += map(self._origin, equation.inputs)
         chain = Chain(name)
         self._chain_of |= dict.fromkeys(indices, chain)
-        self._fill(chain, [self._equations[i] for i in sorted(indices)])
+        equations = [self._equations[i] for i in sorted(indices)]
+        self._fill(chain, equations)
+        self._differentiate(chain, equations)
         return [chain] if indices else []
 
     def _fill(self, chain: Chain, equations: list[Equation]) -> None:
-        """Reads, operations and backward needs of a chain."""
+        """What the forward pass of a chain reads and does."""
         sweep: dict[Value, int] = {}  # during which pass over its inputs a value of the chain is known
         reads: dict[Value, dict[int, int]] = {}
         for equation in equations:
@@ -183,26 +196,40 @@ class _Follower:
             sweep |= dict.fromkeys(equation.outputs, now + (equation.primitive in _BARRIERS))
             if equation.primitive not in _MOVES | _VIEWS:
                 chain.num_ops += max(v.size for v in (*equation.inputs, *equation.outputs))
-            if not self._varying.isdisjoint(equation.inputs) and not self._varying.isdisjoint(equation.outputs):
-                self._differentiate(chain, equation)
-                chain.varying.update(self._origin(v) for v in equation.inputs if v in self._varying)
         chain.reads = {value: sum(elements.values()) for value, elements in reads.items()}
-        chain.varying &= reads.keys()
         chain.num_sweeps = max((len(elements) for elements in reads.values()), default=1)
 
-    def _differentiate(self, chain: Chain, equation: Equation) -> None:
-        """Adds what the backward pass of an equation needs."""
-        primitive, (out, *_) = equation.primitive, equation.outputs
-        if primitive in _COMPARING:
-            users = self._users.get(out, [])
-            is_pooled = len(users) == 1 and users[0].primitive in _WINDOWED
-            chain.mask_bits += users[0].outputs[0].size if is_pooled else out.size
-        elif primitive in _WINDOWED:
+    def _differentiate(self, chain: Chain, equations: list[Equation]) -> None:
+        """What the backward pass of a chain needs."""
+        varying = [
+            equation
+            for equation in equations
+            if not self._varying.isdisjoint(equation.inputs) and not self._varying.isdisjoint(equation.outputs)
+        ]
+        gradients = {self._origin(v) for equation in varying for v in equation.inputs if v in self._varying}
+        chain.varying = gradients & chain.reads.keys()
+        chain.mask_bits = sum(self._mask_bits(e) for e in varying if e.primitive in _COMPARING | _WINDOWED)
+        if all(self._is_linear(e) for e in varying if e.primitive not in _COMPARING | _WINDOWED):
+            return
+        needed: set[Value] = set()
+        for equation in reversed(equations):
+            if equation in varying or not needed.isdisjoint(equation.outputs):
+                needed.update(map(self._origin, equation.inputs))
+        chain.recalled = needed & chain.reads.keys()
+
+    def _mask_bits(self, equation: Equation) -> int:
+        """Bits that the backward pass of a comparison needs."""
+        (out, *_), primitive = equation.outputs, equation.primitive
+        if primitive in _WINDOWED:
             window = equation.params.get("window_dimensions", (equation.inputs[0].size // out.size,))
-            chain.mask_bits += out.size * math.ceil(math.log2(math.prod(window)))
-        elif primitive in ("mul", "div"):
-            # Linear in what it scales if the scale can be had again without keeping it: from arguments and parameters.
-            scales = equation.inputs[1:] if primitive == "div" else equation.inputs
-            chain.recomputes |= not any(v not in self._varying and v.producer is None for v in scales)
-        else:
-            chain.recomputes |= primitive not in _LINEAR
+            return out.size * math.ceil(math.log2(math.prod(window)))
+        users = self._users.get(out, [])
+        is_pooled = len(users) == 1 and users[0].primitive in _WINDOWED
+        return users[0].outputs[0].size if is_pooled else out.size
+
+    def _is_linear(self, equation: Equation) -> bool:
+        """Whether its backward pass needs no value but what can be had again from arguments and parameters."""
+        if equation.primitive in ("mul", "div"):
+            scales = equation.inputs[1:] if equation.primitive == "div" else equation.inputs
+            return any(v not in self._varying and v.producer is None for v in scales)
+        return equation.primitive in _LINEAR

@@ -52,7 +52,7 @@ def forward_slots(flow: Dataflow, table: TensorTable, *, keep: bool) -> list[Slo
                 slot.reads[table.value(value)] += elements
             for value in node.writes:
                 slot.writes[table.value(value)] += value.size
-            if keep and node.varying and node.mask_bits and not node.recomputes:
+            if keep and node.varying and node.mask_bits and not node.recalled:
                 slot.writes[table.mask(node)] += node.mask_bits
             slots.append(slot)
         else:
@@ -83,9 +83,6 @@ class _Backward:
                 self._chain(node)
             else:
                 self._product(node)
-        for group, given in self._given.items():
-            if given < group.num_gradients:  # some of its users do not lead to a result
-                self._update(group)
 
     def _give(self, value: Value, user: str) -> int:
         """The tensor in which a user gives the gradient of a value."""
@@ -105,7 +102,7 @@ class _Backward:
         name = self._program.products[index].name
         (weights, inputs), result = self._flow.operands[index], self._flow.results[index]
         errors = self._errors.get(result)
-        if not errors or not (weights.varies or inputs.varies):
+        if not errors:
             return
         error = errors[0] if len(errors) == 1 else self._sum(f"{name}/outputs", result, errors)
         if weights.varies:
@@ -126,16 +123,16 @@ class _Backward:
 
     def _chain(self, chain: Chain) -> None:
         """The backward pass of a chain: as many operations as forward, and those again if it recomputes."""
-        errors = {value: self._errors.get(value, []) for value in chain.writes if value in self._flow.varying}
-        if not chain.varying or not any(errors.values()):
+        errors = {value: self._errors[value] for value in chain.writes if value in self._errors}
+        if not errors:
             return
-        slot = VectorSlot(chain.name, "backward", chain.num_ops * (2 if chain.recomputes else 1))
+        slot = VectorSlot(chain.name, "backward", chain.num_ops * (2 if chain.recalled else 1))
         for value, tensors in errors.items():
             slot.reads.update(dict.fromkeys(tensors, value.size * chain.num_sweeps))
-        if chain.recomputes:
-            for value, elements in chain.reads.items():
+        for value, elements in chain.reads.items():
+            if value in chain.recalled:
                 slot.reads[self._table.kept(value)] += elements
-        elif chain.mask_bits:
+        if chain.mask_bits and not chain.recalled:
             slot.reads[self._table.mask(chain)] += chain.mask_bits
         varying = [value for value in chain.reads if value in chain.varying]
         for value in varying:
