@@ -120,9 +120,7 @@ class ChipConfig:
     """Initial shared SRAM in KiB."""
     vdd: Positive | None = None
     """Initial supply voltage in volts."""
-    free: tuple[
-        Literal["rows", "columns", "register_bytes", "local_kib", "shared_kib", "bandwidth", "vdd"], ...
-    ] = (
+    free: tuple[Literal["rows", "columns", "register_bytes", "local_kib", "shared_kib", "bandwidth", "vdd"], ...] = (
         "rows",
         "columns",
         "register_bytes",
@@ -150,8 +148,8 @@ class SearchConfig:
 class ObjectiveConfig:
     """What is minimised beside the task loss, and the limits the design must keep. None is no limit."""
 
-    cost_weight: Annotated[float, Between(0.0, 1e6)] = 0.03
-    """Weight of log(energy x latency) of a training step against the task loss."""
+    cost_weights: tuple[Positive, ...] = (0.1, 0.3)
+    """Weights of log(energy x latency) of a training step against the task loss; one is chosen on validation data."""
     area_mm2: Positive | None = None
     """Largest chip area in mm2."""
     latency_ms: Positive | None = None
@@ -172,8 +170,8 @@ class BaselinesConfig:
     """Baselines to run."""
     sequential_weights: tuple[Positive, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
     """Penalties on bit operations that the sequential baseline chooses from, on validation data."""
-    random_chips: Count = 64
-    """Chips that the random baseline draws."""
+    random_chips: Count | None = None
+    """Chips that the random baseline draws; None: as many as make its evaluations those of the joint search."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +269,8 @@ def check_config(config: Config, source: str = "config") -> None:
             f"baselines.sequential_weights in {source}: empty; give at least one or drop 'sequential' from "
             f"baselines.include"
         )
+    if not config.objective.cost_weights:
+        raise ValueError(f"objective.cost_weights in {source}: empty; give at least one, such as 0.1")
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:

@@ -170,7 +170,7 @@ def make_optimizer(task: Task, phase: Phase, num_steps: int) -> optax.GradientTr
         "weights": task.optimizer(num_steps) if phase.train else optax.set_to_zero(),
         "precision": optax.adam(task.precision_rate) if phase.learn_bits else optax.set_to_zero(),
         # The chip's step size falls to a tenth, so that rows and columns settle before the phase ends.
-        "design": optax.adam(optax.cosine_decay_schedule(task.design_rate, num_steps, 0.1))
+        "design": optax.adam(optax.cosine_decay_schedule(task.design_rate, max(num_steps, 1), 0.1))
         if phase.learn_chip
         else optax.set_to_zero(),
     }

@@ -25,7 +25,7 @@ from codesign.objective import bit_operations, step_cost
 from codesign.problem import calibrate, float_sibling, initial_rule, make_task, trace_network
 from codesign.progress import NullProgress, Progress, deferred_interrupt
 from codesign.report import METHODS, write_report
-from codesign.stages import Stage, plan
+from codesign.stages import Stage, choose, plan
 from codesign.summary import cost_row, summarise
 from hw.chip import Chip
 from nets.data import batches
@@ -71,7 +71,7 @@ class Run:
 
     Attributes:
       single: the workload of one sample, for the cost of an inference.
-      states: named states, see `codesign.stages.Slot`; all but "current" without optimiser state.
+      states: "pretrained", "current" and every "try i" of the present method; only "current" has optimiser state.
       results: finished method -> what it reached, JSON-like.
       notes: what unfinished methods must remember, JSON-like.
       epoch_metrics: metrics of the steps since the last full epoch.
@@ -86,7 +86,9 @@ class Run:
         )
         self.stages = plan(config)
         self.steps_per_epoch = len(self.dataset.train.labels) // config.train.batch_size
-        self.states: dict[str, State] = {"pretrained": initial, "current": initial, "best": initial}
+        num_tries = max(len(config.objective.cost_weights), len(config.baselines.sequential_weights))
+        names = ("pretrained", "current", *(f"try {i}" for i in range(num_tries)))
+        self.states: dict[str, State] = dict.fromkeys(names, initial)
         self.results: dict[str, Any] = {}
         self.notes: dict[str, Any] = {}
         self.epoch_metrics: list[dict[str, float]] = []
@@ -130,7 +132,7 @@ class Run:
         current = template
         if step:
             current = start_phase(self.task, self.stages[index].phase, template, self._num_steps(self.stages[index]))
-        self.states = checkpoint.state({"pretrained": template, "current": current, "best": template})
+        self.states = checkpoint.state(dict.fromkeys(self.states, template) | {"current": current})
         self.results, self.notes, self.epoch_metrics = note["results"], note["notes"], note["epoch_metrics"]
         return index, step
 
@@ -138,8 +140,7 @@ class Run:
         """Run a stage's steps; metrics once per epoch, a checkpoint now and then and when interrupted."""
         phase, total = stage.phase, self._num_steps(stage)
         if not first_step:
-            state = self._prepared(stage)
-            self.states["current"] = start_phase(self.task, phase, state, total)
+            self.states["current"] = start_phase(self.task, phase, self._prepared(stage), total)
         step_fn = make_step(self.task, phase, total)
         key = jax.random.fold_in(self.key, index)
         self.progress.advance(first_step)
@@ -172,7 +173,8 @@ class Run:
 
     def _prepared(self, stage: Stage) -> State:
         """The state a stage starts from, with the formats it wants."""
-        state = self.states[stage.start]
+        slot = f"try {choose(self.notes['tries'][stage.method])}" if stage.start == "best" else stage.start
+        state = self.states[slot]
         if stage.bits is not None:
             rule = LayerRule(*(stage.bits,) * 4)
             precision, quant_state = calibrate(self.task.forward, state.params, state.rest, self.dataset, rule)
@@ -200,9 +202,19 @@ class Run:
         """New candidate mappings and a new measurement of error noise, where the stage uses them."""
         if stage.phase.penalty == "edp":
             state = refresh_mappings(self.task, state, jax.random.fold_in(key, 1))
+            num_operations, num_candidates = state.mappings.scores.shape
+            num_chips = 1 + num_candidates - self.task.num_candidates
+            # Between two refreshes every step evaluates all candidates with their gradient, which counts three times.
+            steps = 3 * num_candidates * self.config.search.refresh_every
+            self._count(stage, num_operations * (num_chips * self.task.evaluations + steps))
         if stage.phase.learn_bits:
             state = refresh_noise(self.task, state, *batch, jax.random.fold_in(key, 2))
         return state
+
+    def _count(self, stage: Stage, evaluations: int) -> None:
+        """Note (operation, mapping, chip) triples that a method's search has costed."""
+        counts = self.notes.setdefault("evaluations", {})
+        counts[stage.method] = counts.get(stage.method, 0) + evaluations
 
     def _log(self, stage: Stage, epoch: int) -> None:
         """One line of metrics.jsonl: means over an epoch's steps, and the chip and bits at its end."""
@@ -245,16 +257,17 @@ class Run:
         self.states = dict.fromkeys(self.states, state)
 
     def _try(self, stage: Stage, key: jax.Array) -> None:
-        """Keep the state of the best try: fewest bit operations among those within half a point of the best accuracy."""
-        state, workload = self.states["current"], self.task.workload
-        work = float(bit_operations(workload.step, workload.operation_bits(state.precision.bits())))
+        """Keep the state of one try, with what it is chosen by: validation accuracy and what it pays for."""
+        state, task = self.states["current"], self.task
+        work = self._work(state.precision.bits())
+        if stage.phase.penalty == "bit_operations":
+            cost = bit_operations(*work[:2])
+        else:
+            cost = step_cost(task.space.chip(state.design), *work, state.mappings.accesses, state.prices).edp
+        tried = self.notes.setdefault("tries", {}).setdefault(stage.method, [])
+        self.states[f"try {len(tried)}"] = state
         accuracy = self._evaluate(True, "validation").accuracy
-        tried = self.notes.setdefault("sequential_tries", [])
-        tried.append({"weight": stage.phase.weight, "validation_accuracy": accuracy, "bit_operations": work})
-        best = max(t["validation_accuracy"] for t in tried)
-        good = [t for t in tried if t["validation_accuracy"] >= best - 0.005]
-        if min(good, key=lambda t: t["bit_operations"]) is tried[-1]:
-            self.states["best"] = state
+        tried.append({"weight": stage.phase.weight, "validation_accuracy": accuracy, "cost": float(cost)})
 
     def _legalise(self, stage: Stage, key: jax.Array) -> None:
         """Pin the chip to its grain, search mappings anew, polish; note what each did to the EDP."""
@@ -268,6 +281,7 @@ class Run:
             start=state.mappings, prices=state.prices, **options,
         )  # fmt: skip
         polished = polish(task.space, legal, *self._work(bits), task.budgets, jax.random.fold_in(key, 1), **options)
+        self._count(stage, polished.evaluations)
         self.notes[stage.method] = {
             "chip": physical_values(polished.chip),
             "gap": float(legal.cost.edp) / last - 1.0,
@@ -336,18 +350,22 @@ class Run:
             },
             "notes": self._assumptions(),
             "seconds": self.notes.get("seconds", {}),
-            "sequential_tries": self.notes.get("sequential_tries", []),
+            "tries": self.notes.get("tries", {}),
+            "evaluations": self.notes.get("evaluations", {}),
         }  # fmt: skip
 
     def _random(self) -> dict[str, Any]:
         """The random baseline: chips drawn for the network and bits that the joint search found."""
         bits = jnp.asarray([list(row.values()) for row in self.results["joint"]["bits"].values()])
         key = jax.random.fold_in(self.key, 2_000_000)
-        num, options = self.config.baselines.random_chips, self._search_options()
+        options = self._search_options()
+        per_chip = 3 * options["evaluations"] * len(self.task.workload.names)  # three rounds from scratch
+        num = self.config.baselines.random_chips or -(-self.notes["evaluations"]["joint"] // per_chip)
         best = random_chips(self.task.space, *self._work(bits), self.task.budgets, key, num, **options)
         judged = self._judged(best.chip, bits, key, best.candidates, best.prices)
         accuracy = _only(self.results["joint"], ("accuracy", "validation_accuracy"))
-        return {"method": "random", **accuracy, **judged, "evaluations": judged["evaluations"] + best.evaluations}
+        self.notes["evaluations"]["random"] = best.evaluations
+        return {"method": "random", **accuracy, **judged}
 
     def _assumptions(self) -> list[str]:
         """What a reader must know to judge the numbers."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from codesign.config import Config
 from codesign.cooptimize import Phase
-
-Slot = Literal["pretrained", "current", "best"]
-"""Named states that a run holds: after pretraining, where it stands, and the best of several tries."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +16,17 @@ class Stage:
 
     Attributes:
       name: unique in a run, "method/part".
-      start: state that it starts from.
+      start: state that it starts from: "pretrained", "current" (where the stage before ended), or the "best" of the
+        method's tries.
       phase: what moves.
       epochs: passes over the training set (of as many steps without data, where the network does not train).
-      bits: fixed width of every operand to start with; None keeps the state's formats, 0 starts learning anew.
-      finish: what follows: "calibrate" formats and keep the state as pretrained; "try": keep it if it beats the best so far;
-        "legalise" chip and mappings; "report" the finished method.
+      bits: width of every operand to start with; None keeps the state's formats.
+      finish: what follows: "calibrate" formats and keep the state as pretrained; "try": keep it as one of several to choose
+        from; "legalise" chip and mappings; "report" the finished method.
     """
 
     name: str
-    start: Slot
+    start: Literal["pretrained", "current", "best"]
     phase: Phase
     epochs: int
     finish: Literal["calibrate", "try", "legalise", "report"]
@@ -40,37 +39,63 @@ class Stage:
 
 
 def plan(config: Config) -> tuple[Stage, ...]:
-    """All stages of a run, in order. Every method sees the same number of training steps."""
+    """All stages of a run, in order. Every finished method has seen the same number of training steps."""
     train, include = config.train, config.baselines.include
-    weight = config.objective.cost_weight
+    all_epochs = train.epochs + train.finetune_epochs
     learn_bits, learn_chip = config.precision.learn, bool(config.chip.free)
-    stages = [Stage("pretrain", "current", Phase(quantised=False), train.pretrain_epochs, "calibrate")]
+    finetune = Stage("joint/finetune", "current", Phase(), train.finetune_epochs, "report")
 
-    def fixed(name: str, quantised: bool) -> Stage:
-        epochs = train.epochs + train.finetune_epochs
-        return Stage(name, "pretrained", Phase(quantised=quantised), epochs, "report", bits=8 if quantised else None)
-
-    def joint(name: str, bits: bool, chip: bool) -> list[Stage]:
-        phase = Phase(learn_bits=bits, learn_chip=chip, penalty="edp", weight=weight)
-        return [
-            Stage(f"{name}/search", "pretrained", phase, train.epochs, "legalise", bits=None if bits else 8),
-            Stage(f"{name}/finetune", "current", Phase(), train.finetune_epochs, "report"),
+    def joint(method: str, bits: bool, chip: bool) -> list[Stage]:
+        tries = [
+            Stage(
+                f"{method}/weight {weight:g}",
+                "pretrained",
+                Phase(learn_bits=bits, learn_chip=chip, penalty="edp", weight=weight),
+                train.epochs,
+                "try",
+                bits=None if bits else 8,
+            )
+            for weight in config.objective.cost_weights
         ]
+        legalise = Stage(f"{method}/legalise", "best", Phase(), 0, "legalise")
+        return [*tries, legalise, replace(finetune, name=f"{method}/finetune")]
 
-    if "float32" in include:
-        stages.append(fixed("float32", quantised=False))
-    if "uniform8" in include:
-        stages.append(fixed("uniform8", quantised=True))
-    stages += joint("joint", learn_bits, learn_chip)
-    if "sequential" in include:
-        for tried in config.baselines.sequential_weights:
-            phase = Phase(learn_bits=True, penalty="bit_operations", weight=tried)
-            stages.append(Stage(f"sequential/bits {tried:g}", "pretrained", phase, train.epochs, "try"))
+    def sequential() -> list[Stage]:
+        tries = [
+            Stage(
+                f"sequential/bits {weight:g}",
+                "pretrained",
+                Phase(learn_bits=True, penalty="bit_operations", weight=weight),
+                train.epochs,
+                "try",
+            )
+            for weight in config.baselines.sequential_weights
+        ]
         chip_only = Phase(train=False, learn_chip=True, penalty="edp", weight=1.0)
-        stages.append(Stage("sequential/chip", "best", chip_only, train.epochs, "legalise"))
-        stages.append(Stage("sequential/finetune", "current", Phase(), train.finetune_epochs, "report"))
-    if "joint_without_bits" in include:
-        stages += joint("joint_without_bits", False, True)
-    if "joint_without_chip" in include:
-        stages += joint("joint_without_chip", True, False)
+        chip = Stage("sequential/chip", "best", chip_only, train.epochs, "legalise")
+        return [*tries, chip, replace(finetune, name="sequential/finetune")]
+
+    methods = {
+        "float32": [Stage("float32", "pretrained", Phase(quantised=False), all_epochs, "report")],
+        "uniform8": [Stage("uniform8", "pretrained", Phase(), all_epochs, "report", bits=8)],
+        "sequential": sequential(),
+        "joint_without_bits": joint("joint_without_bits", False, learn_chip),
+        "joint_without_chip": joint("joint_without_chip", learn_bits, False),
+    }
+    stages = [Stage("pretrain", "current", Phase(quantised=False), train.pretrain_epochs, "calibrate")]
+    stages += joint("joint", learn_bits, learn_chip)
+    for method, own in methods.items():
+        if method in include:
+            stages += own
     return tuple(stages)
+
+
+def choose(tries: Sequence[Mapping[str, float]]) -> int:
+    """Index of the chosen try: the cheapest among those within half a point of the best validation accuracy.
+
+    Args:
+      tries: dicts with "validation_accuracy" (fraction) and "cost" (EDP, or bit operations), lower is better.
+    """
+    best = max(one["validation_accuracy"] for one in tries)
+    good = [i for i, one in enumerate(tries) if one["validation_accuracy"] >= best - 0.005]
+    return min(good, key=lambda i: tries[i]["cost"])

@@ -44,7 +44,6 @@ def summarise(workload: Workload, found: Evaluated, bits: jax.Array, layers: Seq
         "utilisation": {name: float(share) for name, share in utilisation if share > 0},
         "spilled_kib": float(cost.spilled_bits.sum()) / BYTE / 1024,
         "peak_resident_kib": float(cost.occupancy.max()) / BYTE / 1024,
-        "evaluations": found.evaluations,
         "bits": {
             layer: dict(zip(OPERAND_BITS, row.tolist(), strict=True)) for layer, row in zip(layers, table, strict=True)
         },
