@@ -269,14 +269,15 @@ def _window_words(
         extents = windows.extents(level.tile)
         box = extents[0] * extents[1]
         touched = windows.touched(level.tile, below, box)
-        above = _product(level.temporal_above[j] * level.fan_out_above[j] for j in moves)
-        # Edge tiles move only the words that exist: a tile's share of the bounds is one when the factors divide them.
-        tiles = _product(bounds[j] for j in moves) / (above * _product(level.tile[j] for j in _SLIDES))
+        above = _multiply(level.temporal_above, level.fan_out_above)
+        # Padded extent over the bound, one where factors divide it: edge tiles move only the words that exist.
+        padding = {j: level.tile[j] * above[j] / bounds[j] for j in _SLIDES}
+        tiles = _product(bounds[j] / above[j] for j in _BOXED) / _product(padding.values())
         waiting, inside = jnp.ones_like(box), jnp.ones_like(box)
         entering, first, blind = jnp.zeros_like(box), jnp.zeros_like(box), jnp.zeros_like(box)
         for outer in levels[l + 1 :]:
             sweep = outer.sweeps[_INPUTS]
-            slid, slid_blind = windows.slide(outer, extents, box, touched)
+            slid, slid_blind = windows.slide(outer, extents, box, touched, padding)
             relevant_above = waiting * inside * _product(outer.temporal_above[j] for j in moves)
             entering = entering + relevant_above * sweep.repeats * outer.temporal_above[_K] * slid
             first = first + relevant_above * slid
@@ -317,7 +318,9 @@ class _Windows:
         height = touched_extent(tile[_Q], tile[_S], below[_Q], below[_S], self.stride[1], self.dilation[1])
         return width * height
 
-    def slide(self, outer: _Level, extents: Scalars, box: jax.Array, touched: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def slide(
+        self, outer: _Level, extents: Scalars, box: jax.Array, touched: jax.Array, padding: dict[int, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         """Inputs that enter over the loops of an outer level that move them, and those of them written blind.
 
         The innermost of these loops slides the window, and only what is new enters; the others start afresh. Of what
@@ -330,8 +333,9 @@ class _Windows:
             step = (self.stride if j in (_P, _Q) else self.dilation)[axis] * outer.step[j]
             new = jnp.minimum(step, extents[axis]) * extents[1 - axis] if self.conventions.halo_reuse else box
             others = sweep.first[j] * _product(outer.temporal[i] for i in _MOVES[_INPUTS] if i != j)
-            slid = slid + others * (box + (outer.temporal[j] - 1.0) * new)
-            slid_blind = slid_blind + others * (touched + (outer.temporal[j] - 1.0) * jnp.minimum(new, touched))
+            steps = outer.temporal[j] - padding[j]
+            slid = slid + others * (padding[j] * box + steps * new)
+            slid_blind = slid_blind + others * (padding[j] * touched + steps * jnp.minimum(new, touched))
         return slid, slid_blind
 
     def distinct(self, level: _Level) -> jax.Array:

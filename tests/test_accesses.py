@@ -199,6 +199,14 @@ def test_a_hundred_channels_on_sixteen_columns(x64):
     assert accesses.macs / (accesses.compute_cycles * 16) == pytest.approx(100 / 112)
 
 
+def test_a_halo_in_an_edge_tile():
+    # 100 outputs under 3 taps in tiles of 16: the six full tiles and that of 4 together meet each of 102 inputs once.
+    operation = make_operation(P=100, R=3)
+    accesses = count(operation, make_mapping(operation, [factors(P=16, R=3), factors(P=7)]))
+    np.testing.assert_allclose(accesses.fills[0, 1], 102, rtol=1e-6)
+    assert accesses.footprint[0, 1] == 18
+
+
 def test_partial_sums_of_copies_are_not_final():
     operation = make_operation(K=2, C=4)
     mapping = make_mapping(operation, [factors(C=2), factors(K=2)], [[factors()] * 2, [factors(C=2), factors()]])

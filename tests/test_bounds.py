@@ -14,6 +14,7 @@ from hw.chip import make_chip
 from hw.cost import evaluate
 from tests.test_accesses import splits
 
+NUM_MAPPINGS = 40_000
 BITS = jnp.array([8.0, 8.0, 8.0])
 OPERATIONS = {
     "matrix product": ({"N": 4, "K": 4, "C": 4}, {}),
@@ -49,7 +50,8 @@ def mappings(bounds, seed):
         for name, split in zip(bounds, row, strict=True):
             factors[i, :, LOOPS.index(name)] = split
     factors = factors[(factors[:, 4:].prod(axis=2) <= 2).all(axis=1)]
-    factors = np.repeat(factors, max(1, 40_000 // len(factors)), axis=0).astype(np.float32)
+    assert len(factors) < NUM_MAPPINGS
+    factors = factors[np.arange(NUM_MAPPINGS) % len(factors)].astype(np.float32)
     spatial = np.ones((len(factors), 4, 2, len(LOOPS)), np.float32)
     spatial[:, 1] = factors[:, 4:]
     order = rng.permuted(np.tile(np.arange(8, dtype=np.int32), (len(factors), 4, 1)), axis=-1)

@@ -1,0 +1,173 @@
+"""Lower bounds: no legal mapping of an operation on a chip costs less energy or fewer cycles."""
+
+from dataclasses import dataclass
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hw.arithmetic import cycle_energy, partial_sum_bits, product_cycles
+from hw.chip import Chip
+from hw.cost import REDUCED
+from hw.operation import LOOPS, RELEVANT, Operation
+from hw.windows import distinct_offsets
+
+_G, _N, _K, _C, _P, _Q, _R, _S = range(len(LOOPS))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowerBound:
+    """What an operation costs at least, under any mapping that fits the chip.
+
+    Attributes:
+      energy: joules, shape ().
+      latency: seconds, shape ().
+      cycles: clock cycles, shape ().
+      dram_words: words that DRAM reads for the chip or receives from it, shape ().
+    """
+
+    energy: jax.Array
+    latency: jax.Array
+    cycles: jax.Array
+    dram_words: jax.Array
+
+
+def compulsory_words(operation: Operation) -> jax.Array:
+    """Elements of weights, inputs and outputs that products touch, shape (3,): each crosses every boundary once."""
+    bounds = operation.bounds
+    width = distinct_offsets(bounds[_P], bounds[_R], operation.stride[0], operation.dilation[0])
+    height = distinct_offsets(bounds[_Q], bounds[_S], operation.stride[1], operation.dilation[1])
+    boxed = jnp.prod(jnp.where(RELEVANT, bounds[None], 1.0), axis=-1)
+    return boxed.at[1].set(bounds[_G] * bounds[_N] * bounds[_C] * width * height)
+
+
+def capacity_product(operation: Operation, capacity: jax.Array) -> jax.Array:
+    """The least product y z of the words of two operands that enter a memory, if the third rests there longest.
+
+    Walk outwards from the positions in the nest where the three operands are held, each moved past the loops that do
+    not move it. Let X be held outermost; its tile fits the memory, so the loops that move X span at most `capacity`
+    iterations inside of its position. A word of Y, or of Z, is used while the loops that do not move it run inside of its
+    own position, which is further in: those of Y and those of Z are together loops of X. A word of the inputs is used
+    R S times as often. Hence (macs / y)(macs / z) <= R S capacity, and y + z >= 2 macs / sqrt(R S capacity).
+
+    Args:
+      operation: the nest.
+      capacity: words of X that the memory holds, all levels and copies within.
+
+    Returns:
+      Words squared, of the shape of `capacity`.
+
+    Source: the bound 2 m n k / sqrt(M) of matrix products (Smith et al., arXiv:1702.02017), here for tiled nests with
+    windows.
+    """
+    return operation.macs**2 / (operation.bounds[_R] * operation.bounds[_S] * capacity)
+
+
+def lower_bound(
+    chip: Chip,
+    operation: Operation,
+    bits: jax.Array,
+    density: jax.Array | None = None,
+    resident: jax.Array | None = None,
+) -> LowerBound:
+    """Bounds energy and cycles from below; the arguments are those of `hw.cost.evaluate`.
+
+    Energy: the MACs, and the least over all keep sets of what the levels that keep an operand must serve: the
+    lowest of them every product, at the widest multicast that fan-outs and loops allow; all of them every element once;
+    and those that keep all three operands what the memory below cannot hold (`capacity_product`). Reads that add to
+    partial sums on chip are left out. Cycles: products over MACs, or DRAM traffic over its bandwidth.
+
+    On the small operations of tests/test_bounds.py the cheapest of all mappings costs 1.00 to 2.1 times the bound.
+
+    Returns:
+      The bound, differentiable almost everywhere.
+    """
+    density = jnp.ones(2, bits.dtype) if density is None else density
+    resident = jnp.zeros(3, bits.dtype) if resident is None else resident
+    accumulated = operation.accumulated > 0.5
+    read_bits = jnp.stack([jnp.where(accumulated[0], bits[1], bits[0]), jnp.where(accumulated[2], bits[1], bits[2])])
+    summed = jnp.prod(jnp.where(REDUCED, operation.bounds[None], 1.0), axis=1)
+    sum_bits = partial_sum_bits(chip.mac, read_bits, jnp.sum(jnp.where(accumulated, summed, 0.0)))
+    moved_bits = jnp.where(accumulated, jnp.minimum(bits, sum_bits), bits)
+    slots = product_cycles(chip.mac, read_bits) * density[0] * density[1]
+    leaving = 1.0 - resident
+
+    mac_energy = operation.macs * slots * cycle_energy(chip.mac, chip.technology, chip.vdd, sum_bits)
+    control = 1.0 + chip.technology["clock.energy"] + chip.technology["control.energy"]
+    on_chip, dram = _least_access_energy(chip, operation, accumulated, moved_bits, leaving)
+    energy = jnp.min(control * (mac_energy + on_chip) + dram)
+
+    capacity = _capacities(chip, moved_bits)[-1]
+    least = compulsory_words(operation)
+    dram_bits = moved_bits * leaving
+    moved = jnp.maximum(jnp.sum(least * dram_bits), _capacity_cost(operation, capacity, least, dram_bits))
+    read = jnp.sum(jnp.where(accumulated, 0.0, least * dram_bits))
+    written = jnp.sum(jnp.where(accumulated, least * dram_bits, 0.0))
+    serial = moved if chip.ports[-1] == "1RW" else jnp.maximum(jnp.maximum(read, written), moved / 2.0)
+    compute_cycles = slots * jnp.maximum(operation.macs / chip.num_macs(), 1.0)
+    cycles = jnp.maximum(compute_cycles, serial / chip.bits_per_cycle()[-1])
+    words = jnp.maximum(jnp.sum(least), _capacity_cost(operation, capacity, least, jnp.ones_like(least)))
+    return LowerBound(energy=energy, latency=cycles / chip.frequency(), cycles=cycles, dram_words=words)
+
+
+def _least_access_energy(
+    chip: Chip, operation: Operation, accumulated: jax.Array, bits: jax.Array, leaving: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Joules of the levels on chip and of DRAM, by the keep sets of weights, inputs and outputs, each (k, k, k)."""
+    num_levels = len(chip.kinds)
+    # (k, L): all sets of levels that an operand can be kept at; DRAM is in each.
+    keep = np.array([(*kept, True) for kept in product((False, True), repeat=num_levels - 1)])
+    lowest = keep & (np.cumsum(keep, axis=1) == 1)
+    energy, wire = chip.energy_per_bit(), chip.wire_energy_per_bit()[:, None]
+    asked_cost = (jnp.where(accumulated[None], energy[:, 1:], energy[:, :1]) + wire) * bits[None]
+    asked_cost = asked_cost.at[-1].multiply(leaving)
+    least = compulsory_words(operation)
+    of_macs = jnp.maximum(operation.macs / _widest_multicast(chip, operation), least[None])
+    asked = jnp.where(lowest[:, :, None], of_macs[None], jnp.where(keep[:, :, None], least[None, None], 0.0))
+    fills = jnp.where(keep[:, :-1, None] & ~accumulated[None, None], least[None, None], 0.0)
+    fill_cost = (energy[:-1, 1:] * bits[None]).at[-1].multiply(leaving)
+
+    served = asked * asked_cost[None]
+    w, i, o = served[..., 0], served[..., 1], served[..., 2]
+    together = w[:, None, None] + i[None, :, None] + o[None, None, :]
+    all_kept = keep[:, None, None] & keep[None, :, None] & keep[None, None, :]
+    capacity_cost = jax.vmap(_capacity_cost, in_axes=(None, 0, None, 0))(
+        operation, _capacities(chip, bits), least, asked_cost
+    )
+    together = jnp.maximum(together, jnp.where(all_kept, capacity_cost[None, None, None], 0.0))
+    filled = jnp.sum(fills * fill_cost[None], axis=1)
+    w, i, o = filled[:, 0], filled[:, 1], filled[:, 2]
+    filled = w[:, None, None] + i[None, :, None] + o[None, None, :]
+    return jnp.sum(together[..., :-1], axis=-1) + filled, together[..., -1]
+
+
+def _capacity_cost(operation: Operation, capacity: jax.Array, least: jax.Array, cost: jax.Array) -> jax.Array:
+    """Least sum of cost times words over the operands, given capacities in words of each (3,) and costs (3,)."""
+    held = [
+        cost[x] * least[x] + 2.0 * jnp.sqrt(cost[y] * cost[z] * capacity_product(operation, capacity[x]))
+        for x, y, z in ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+    ]
+    return jnp.min(jnp.stack(held))
+
+
+def _capacities(chip: Chip, bits: jax.Array) -> jax.Array:
+    """Words of each operand that fit one level below one instance of each level, or its MACs, shape (L, 3)."""
+    fanout = jnp.prod(chip.fanout, axis=1)
+    capacities = []
+    for level in range(len(chip.kinds)):
+        words = jnp.broadcast_to(jnp.prod(fanout[: level + 1]), bits.shape)
+        for below in range(level):
+            words = jnp.maximum(words, chip.size_bits[below] * jnp.prod(fanout[below + 1 : level + 1]) / bits)
+        capacities.append(words)
+    return jnp.stack(capacities)
+
+
+def _widest_multicast(chip: Chip, operation: Operation) -> jax.Array:
+    """MACs that one access of each level can serve, shape (L, 3): all below it, or all that want the same word."""
+    bounds = operation.bounds
+    idle = jnp.prod(jnp.where(RELEVANT, 1.0, bounds[None]), axis=-1)
+    diagonals = jnp.minimum(bounds[_P], bounds[_R]) * jnp.minimum(bounds[_Q], bounds[_S])
+    idle = idle.at[1].multiply(diagonals)
+    return jnp.minimum(jnp.cumprod(jnp.prod(chip.fanout, axis=1))[:, None], idle[None])
