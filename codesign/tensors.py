@@ -119,7 +119,7 @@ class TensorTable:
         widths, is_leaf = self._widths(value), self._is_leaf(value)
         is_weights = value.path and widths and all(column == WEIGHTS for _, column in widths)
         tensor = Tensor(
-            name=self._names.get(value, f"constant {id(value)}"),
+            name=self._names.setdefault(value, f"constant {len(self._names)}"),
             kind="weights" if is_weights else "activation" if widths else "other",
             elements=value.size,
             widths=widths,

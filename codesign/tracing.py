@@ -140,7 +140,7 @@ def trace(
     """The workload of training `fn` by gradient descent, and of evaluating it.
 
     Which passes exist follows from what is trained: a frozen layer has no weight gradient and no update, and keeps no
-    inputs; input gradients stop at the lowest trained layer.
+    inputs; input gradients stop at the lowest trained layer. Under `jax.checkpoint`, too, values are taken to be kept.
 
     Args:
       fn: any JAX function of `(params, *args)`, such as a network or its loss; what is not in it (a loss, if it returns

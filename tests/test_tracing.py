@@ -278,6 +278,71 @@ def test_frozen_normalisation_keeps_nothing():
     assert "dense1/outputs kept" in trace(fn, *arguments).tensor_names
 
 
+def weight_norm(params, x):
+    kernel = params["kernel"]
+    return jax.nn.tanh(x @ (kernel * lax.rsqrt(jnp.sum(kernel**2, axis=0, keepdims=True)))) @ kernel
+
+
+def regularised_embedding(params, tokens, key):
+    x = params["table"][tokens]
+    x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, jnp.zeros_like(x))
+    logits = x @ params["kernel"] + params["bias"][None, None]
+    return -jnp.mean(jax.nn.log_softmax(logits)) + 0.1 * jnp.sum(params["kernel"] ** 2)
+
+
+def residual_before_activation(params, x):
+    for kernel in params:
+        x = x + jax.nn.relu(x) @ kernel
+    return x
+
+
+KERNELS = {"kernel": jnp.zeros((6, 6))}
+PROGRAMS = {
+    "attention": (attention, {"q": KERNELS, "k": KERNELS}, jnp.zeros((2, 7, 6))),
+    "weight norm": (weight_norm, KERNELS, jnp.zeros((2, 6))),
+    "embedding": (
+        regularised_embedding,
+        KERNELS | {"table": jnp.zeros((20, 6)), "bias": jnp.zeros(6)},
+        jnp.zeros((2, 3), jnp.int32),
+        jax.random.key(0),
+    ),
+    "residual": (residual_before_activation, [jnp.zeros((6, 6))] * 3, jnp.zeros((2, 6))),
+    "checkpoint": (jax.checkpoint(residual_before_activation), [jnp.zeros((6, 6))] * 2, jnp.zeros((2, 6))),
+    "vector": (lambda p, x: p["kernel"] @ jnp.sin(p["kernel"] @ x), KERNELS, jnp.zeros(6)),
+    "square": (lambda p, x: jnp.tril((x @ p["kernel"]) @ (x @ p["kernel"]).T), KERNELS, jnp.zeros((4, 6))),
+    "lenet": network("lenet", (8, 8, 1)),
+    "resnet8": network("resnet8", (32, 32, 3)),
+}
+
+
+def slots_of(step):
+    """Tensor ids (reads, writes) of every slot in order."""
+    moved = zip(np.asarray(step.vector_reads), np.asarray(step.vector_writes), strict=True)
+    slots = {int(s): tuple(map(np.flatnonzero, rows)) for s, rows in zip(step.vector_slot, moved, strict=True)}
+    for slot, tensors, accumulated in zip(
+        step.operation_slot.tolist(), *map(np.asarray, (step.operand_tensor, step.operations.accumulated)), strict=True
+    ):
+        slots[slot] = tensors[accumulated == 0], tensors[accumulated == 1]
+    return [slots[slot] for slot in range(step.num_slots)]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_everything_read_was_written_before(name):
+    workload = trace(*PROGRAMS[name], optimizer="adam")
+    names = workload.tensor_names
+    for step in (workload.step, workload.inference):
+        is_copy = np.asarray(step.tensor_origin) != np.arange(len(names))
+        known = {n for n, external in zip(names, step.tensor_external.tolist(), strict=True) if external}
+        known |= {f"{n} gradient{end}" for n in known for end in ("", " from results")}
+        known |= {n for n, kind in zip(names, workload.tensor_kind, strict=True) if kind in ("master", "state")}
+        known |= {n.removesuffix(" master") for n in known} | {n for n in names if n.startswith("constant")}
+        for reads, writes in slots_of(step):
+            assert {names[t] for t in reads if not is_copy[t]} <= known
+            assert {names[step.tensor_origin[t]] for t in reads} <= known
+            known |= {names[t] for t in writes}
+    assert workload.vector_passes.count("update") == sum(n.endswith(" master") for n in names)
+
+
 def test_loss_in_the_function_and_statistics_beside_it():
     forward, params, rest = split_model(make_model("resnet8", (32, 32, 3), 10))
 
