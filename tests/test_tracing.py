@@ -60,7 +60,9 @@ def xla_macs(fn, params, *args):
         for pass_, (f, *operands) in {"forward": (product_fn, lhs, rhs), **grads}.items():
             key = (*shapes, str(product.params), pass_)
             if key not in known:
-                known[key] = jax.jit(f).lower(*operands).compile().cost_analysis()["flops"] / 2
+                analysis = jax.jit(f).lower(*operands).compile().cost_analysis()
+                assert analysis is not None
+                known[key] = analysis["flops"] / 2
             macs[i, pass_] = known[key]
     return macs
 
