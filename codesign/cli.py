@@ -61,7 +61,7 @@ class TraceCommand:
     """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
     data: str = "digits"
     """digits, or the path of a folder with IDX or npz files; decides the shape of the input."""
-    batch_size: Count = 64
+    batch_size: Count = 128
     """Samples per training step."""
     as_json: Json = False
     """Print one JSON object as the last line of the output; the table goes to the error stream."""
@@ -75,7 +75,7 @@ class CostCommand:
     """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
     data: str = "digits"
     """digits, or the path of a folder with IDX or npz files; decides the shape of the input."""
-    batch_size: Count = 64
+    batch_size: Count = 128
     """Samples per training step."""
     bits: Annotated[int, Between(1, 32)] = 8
     """Bits of weights, inputs and backward errors, in every layer."""

@@ -43,7 +43,7 @@ class ModelConfig:
     """The network."""
 
     name: str = "lenet"
-    """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
+    """lenet, mlp, resnet8, resnet20, or module:function of your own, called with input_shape, num_classes and seed."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DataConfig:
     writer: Seed | None = None
     """Personalise to this synthetic writer (a seed) after training on everybody; None turns it off."""
     writer_samples: Count = 40
-    """Samples of that writer to adapt on."""
+    """Samples of that writer to adapt on, the same number of each class."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,14 @@ class SearchConfig:
 
     candidates: Count = 4
     """Mappings kept per operation, K; every joint step evaluates all of them."""
-    refresh_every: Count = 80
+    refresh_every: Count = 100
     """Joint steps between two searches for new candidates."""
+    refresh_evaluations: Count = 256
+    """Mappings tried per operation and chip in such a search, which starts from those it has."""
+    noise_every: Count = 200
+    """Joint steps between two measurements of the noise that low-bit errors add to gradients."""
     evaluations: Count = 1600
-    """Mappings tried per operation and chip in one search."""
+    """Mappings tried per operation and chip where it counts: at the start, in polishing and (fourfold) at the end."""
 
 
 @dataclass(frozen=True)

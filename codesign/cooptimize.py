@@ -29,6 +29,7 @@ from codesign.objective import (
     step_cost,
 )
 from codesign.tracing import Workload
+from hw.chip import Chip
 from nets.noise import NoiseModel, make_noise_measurement
 from nets.precision import Precision, QuantState
 from nets.training import Forward, accuracy, apply_gradient, cross_entropy
@@ -53,7 +54,8 @@ class Task:
       precision_rate, design_rate: Adam step sizes, in bits (log2) and in units of the unconstrained design.
       min_bits, max_bits: range of every learned width.
       num_candidates: mappings kept per operation for the chip as it stands.
-      evaluations: mappings tried per operation and chip in one search.
+      evaluations: mappings tried per operation and chip in a search from scratch.
+      refresh_evaluations: mappings tried per operation and chip in one from the candidates at hand.
     """
 
     forward: Forward
@@ -67,7 +69,8 @@ class Task:
     min_bits: int = 2
     max_bits: int = 12
     num_candidates: int = 4
-    evaluations: int = 2000
+    evaluations: int = 1600
+    refresh_evaluations: int = 128
 
     @functools.cached_property
     def slots(self) -> mapper.Slots:
@@ -78,6 +81,11 @@ class Task:
     def tables(self) -> mapper.Tables:
         """Factor values that the mapper tries."""
         return mapper.make_tables(self.workload.step.operations)
+
+    @functools.cached_property
+    def neighbours(self) -> Callable[[Design], list[Chip]]:
+        """`DesignSpace.neighbours`, jitted."""
+        return jax.jit(self.space.neighbours)
 
     @functools.cached_property
     def quantised(self) -> Callable[..., tuple[jax.Array, Any]]:
@@ -282,9 +290,9 @@ def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:
         search_mappings(
             chip, task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits), state.prices,
             jax.random.fold_in(key, i), slots=task.slots, tables=task.tables, start=state.mappings,
-            evaluations=task.evaluations, num_best=task.num_candidates,
+            evaluations=task.refresh_evaluations, num_best=task.num_candidates,
         )
-        for i, chip in enumerate(task.space.neighbours(state.design))
+        for i, chip in enumerate(task.neighbours(state.design))
     ]  # fmt: skip
     return dataclasses.replace(state, mappings=mapper.with_neighbours(found))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ class Evaluated(NamedTuple):
     evaluations: int
 
 
+@functools.partial(jax.jit, static_argnames=("slots", "num_best"))
 def search_mappings(
     chip: Chip,
     step: Step,
@@ -44,7 +46,7 @@ def search_mappings(
     slots: mapper.Slots,
     tables: mapper.Tables,
     start: mapper.Candidates | None,
-    evaluations: int,
+    evaluations: int | jax.Array,
     num_best: int,
 ) -> mapper.Candidates:
     """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each."""
@@ -53,7 +55,7 @@ def search_mappings(
         key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
         density=full_density(operation_bits), resident=rho[step.operand_tensor],
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
-        iterations=max(1, evaluations // NUM_CHAINS), num_best=num_best,
+        iterations=jnp.maximum(1, evaluations // NUM_CHAINS), num_best=num_best,
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ loop advances all chains of all operations (and of several chips) together.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -247,7 +246,7 @@ def search(
     resident: jax.Array,
     start: Mapping | None = None,
     num_chains: int = 32,
-    iterations: int = 300,
+    iterations: int | jax.Array = 300,
     num_best: int = 4,
 ) -> Candidates:
     """The best distinct mappings found of every operation, axes (n, num_best), best first.
@@ -268,7 +267,6 @@ def search(
     return _search(key, chip, problems, starts, prices, iterations, num_best, slots)
 
 
-@functools.partial(jax.jit, static_argnames=("num_best", "slots"))
 def _search(
     key, chip, problems: Problem, starts: Genome, prices, iterations, num_best: int, slots: Slots
 ) -> Candidates:

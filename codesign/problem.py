@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from flax import nnx
 from codesign import mapper
 from codesign.config import ChipConfig, Config, PrecisionConfig, TrainConfig
 from codesign.cooptimize import State, Task
-from codesign.design import DEFAULT_VARIABLES, DesignSpace, with_values
-from codesign.evaluation import initial_prices, search_mappings
+from codesign.design import DEFAULT_VARIABLES, DesignSpace, physical_values, with_values
+from codesign.evaluation import evaluate, initial_prices, search_mappings
 from codesign.objective import BUDGETS
 from codesign.tracing import Workload, trace
 from hw.arithmetic import make_mac
@@ -25,9 +25,11 @@ from hw.chip import Chip
 from hw.chips import CHIPS
 from hw.technology import make_technology, unknown
 from hw.units import MILLIWATT, MM2
-from nets.data import Dataset
+from nets.data import Dataset, stratified_places, take
+from nets.dataset_files import load_dataset
 from nets.models import make_model
 from nets.noise import no_noise
+from nets.personalisation import make_personalisation
 from nets.precision import LayerRule, Precision, PrecisionRules, QuantState, init_precision
 from nets.training import Forward, Params, Rest, cross_entropy, split_model
 
@@ -42,6 +44,47 @@ _FREE_VARIABLES = {
     "shared_kib": ("shared_kib", "resident_fraction"),
 }
 _CALIBRATION_SAMPLES = 256
+
+
+class Tasks(NamedTuple):
+    """The two datasets of a run: what the network is pretrained on, and what all methods then train on and are judged by."""
+
+    pretraining: Dataset
+    methods: Dataset
+
+
+def load_tasks(config: Config) -> Tasks:
+    """One dataset for both, or with a writer: pretraining on everybody, methods on a few samples of the writer.
+
+    The writer's evaluation digits are halved, class by class: one half to choose on, the other to report.
+
+    Raises:
+      ValueError: a dataset that cannot be read, a batch larger than it, more of the writer's samples than there are.
+    """
+    everybody = load_dataset(config.data.name)
+    if config.train.batch_size > len(everybody.train.labels):
+        raise ValueError(
+            f"train.batch_size: expected at most {len(everybody.train.labels)}, the training samples of {everybody.name}, "
+            f"got {config.train.batch_size}; lower it"
+        )
+    if config.data.writer is None:
+        return Tasks(everybody, everybody)
+    per_class = max(1, config.data.writer_samples // everybody.num_classes)
+    personal = make_personalisation(everybody, config.data.writer, per_class)
+    judged = stratified_places(personal.evaluation.labels) % 2 == 0
+    writer = dataclasses.replace(
+        personal.dataset,
+        name=f"{everybody.name}, writer {config.data.writer}",
+        train=personal.adaptation,
+        validation=take(personal.evaluation, ~judged),
+        test=take(personal.evaluation, judged),
+    )
+    return Tasks(personal.dataset, writer)
+
+
+def batch_size(config: Config, dataset: Dataset) -> int:
+    """Samples per step: what the settings ask for, or all there are."""
+    return min(config.train.batch_size, len(dataset.train.labels) // 2 * 2)
 
 
 def load_model(name: str, dataset: Dataset, seed: int) -> nnx.Module:
@@ -90,12 +133,17 @@ def design_space(chip: Chip, free: tuple[str, ...]) -> DesignSpace:
 
 def budgets(config: Config, base: Chip) -> dict[str, float]:
     """Limits in SI units; without any setting, the area of the base chip, so that no gain is bought with area."""
+    return asked_budgets(config) or {"area": float(base.area().total)}
+
+
+def asked_budgets(config: Config) -> dict[str, float]:
+    """The limits that the settings name, in SI units."""
     limits = {}
     for name in BUDGETS:
         setting, unit = _BUDGET_SETTINGS[name]
         if (value := getattr(config.objective, setting)) is not None:
             limits[name] = value * unit
-    return limits or {"area": float(base.area().total)}
+    return limits
 
 
 def weight_optimizer(config: TrainConfig) -> Callable[[int], optax.GradientTransformation]:
@@ -155,7 +203,7 @@ def float_sibling(chip: Chip) -> Chip:
 
 
 def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
-    """The task and the state before any training, at which every later state has the same structure.
+    """The task of all methods and the state before any training, whose structure every later state has.
 
     Raises:
       ValueError: the model, chip or budgets are impossible; one line says which setting.
@@ -163,7 +211,7 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
     model = load_model(config.model.name, dataset, config.train.seed)
     forward, params, rest = split_model(model)
     chip = load_chip(config.chip)
-    workload = trace_network(forward, params, rest, dataset, config.train.batch_size, config.train.optimizer)
+    workload = trace_network(forward, params, rest, dataset, batch_size(config, dataset), config.train.optimizer)
     task = Task(
         forward=forward,
         workload=workload,
@@ -175,6 +223,7 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
         max_bits=config.precision.max_bits,
         num_candidates=config.search.candidates,
         evaluations=config.search.evaluations,
+        refresh_evaluations=config.search.refresh_evaluations,
     )
     precision, quant_state = calibrate(forward, params, rest, dataset, initial_rule(config.precision))
     bits = precision.bits()
@@ -186,7 +235,7 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
             neighbour, workload.step, workload.operation_bits(bits), workload.tensor_bits(bits), prices, key,
             slots=task.slots, tables=task.tables, start=None, evaluations=task.evaluations, num_best=task.num_candidates,
         )
-        for neighbour in task.space.neighbours(design)
+        for neighbour in task.neighbours(design)
     ]  # fmt: skip
     state = State(
         params=params,
@@ -201,3 +250,51 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
         noise=no_noise(len(precision.names)),
     )
     return task, state
+
+
+def check_budgets(task: Task, state: State, names: Mapping[str, float]) -> None:
+    """Refuse budgets that are out of reach before any training, each on its own.
+
+    Area is exact: the smallest chip of the space. For the others a handful of extreme chips at the lowest widths is costed;
+    a budget that none of them meets is refused with the best value found.
+
+    Args:
+      names: the budgets that the user set, in SI units.
+
+    Raises:
+      ValueError: names the setting, its value and the nearest that was found.
+    """
+    if not names:
+        return
+    bits = jnp.full((len(state.precision.names), 4), float(task.min_bits))
+    work = task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits)
+    options: dict[str, Any] = {"slots": task.slots, "tables": task.tables, "num_best": task.num_candidates}
+    found = [
+        evaluate(chip, *work, jax.random.key(i), evaluations=task.evaluations, **options).cost
+        for i, chip in enumerate(_extreme_chips(task.space))
+    ]
+    legal = [cost for cost in found if float(cost.violation.sum()) == 0.0]
+    for name, limit in names.items():
+        nearest = min(float(getattr(cost, name)) for cost in (found if name == "area" else legal))
+        if nearest > limit:
+            setting, unit = _BUDGET_SETTINGS[name]
+            raise ValueError(
+                f"objective.{setting}: expected a budget that a design can meet, got {limit / unit:.4g}; the nearest found "
+                f"has {nearest / unit:.4g}, raise it at least to that"
+            )
+
+
+def _extreme_chips(space: DesignSpace) -> list[Chip]:
+    """The smallest chip, the largest, the base chip, and each of them at the lowest and at the highest supply."""
+    values = physical_values(space.base)
+    ends = [{name: getattr(variable, end) for name, variable in space.variables.items()} for end in ("low", "high")] + [
+        {name: values[name] for name in space.variables}
+    ]
+    supplies = (
+        [space.variables["vdd"].low, space.variables["vdd"].high] if "vdd" in space.variables else [values["vdd"]]
+    )
+    return [
+        with_values(space.base, {name: jnp.asarray(float(value)) for name, value in (end | {"vdd": vdd}).items()})
+        for end in ends
+        for vdd in supplies
+    ]

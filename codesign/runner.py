@@ -22,14 +22,23 @@ from codesign.evaluation import evaluate_chip
 from codesign.legalize import legal_chip, polish
 from codesign.mapper import make_tables, replace_best
 from codesign.objective import bit_operations, step_cost
-from codesign.problem import calibrate, float_sibling, initial_rule, make_task, trace_network
+from codesign.problem import (
+    asked_budgets,
+    batch_size,
+    calibrate,
+    check_budgets,
+    float_sibling,
+    initial_rule,
+    load_tasks,
+    make_task,
+    trace_network,
+)
 from codesign.progress import NullProgress, Progress, deferred_interrupt
 from codesign.report import METHODS, write_report
 from codesign.stages import Stage, choose, plan
 from codesign.summary import cost_row, summarise
 from hw.chip import Chip
-from nets.data import batches
-from nets.dataset_files import load_dataset
+from nets.data import Dataset, batches
 from nets.precision import LayerRule, freeze
 from nets.training import Metrics, evaluate
 
@@ -54,11 +63,12 @@ def run(config: Config, directory: Path, resume: bool = False, progress: Progres
     Raises:
       ValueError: settings, data or budgets that cannot be met, a loss that is not finite; what was reached is kept.
     """
-    with Checkpoints(directory, fingerprint(config)) as checkpoints, progress or NullProgress() as shown:
-        if not resume:
-            rundir.write_atomic(directory / rundir.CONFIG, dump_config(config))
-        current = Run(config, directory, shown, checkpoints)
-        current.execute(checkpoints.resume() if resume else None)
+    with progress or NullProgress() as shown:
+        current = Run(config, directory, shown)  # refuses what is impossible before anything is written
+        with Checkpoints(directory, fingerprint(config)) as checkpoints:
+            if not resume:
+                rundir.write_atomic(directory / rundir.CONFIG, dump_config(config))
+            current.execute(checkpoints, checkpoints.resume() if resume else None)
         result = current.result()
     rundir.write_result(directory, result)
     rundir.write_design(directory, result["design"])
@@ -77,15 +87,16 @@ class Run:
       epoch_metrics: metrics of the steps since the last full epoch.
     """
 
-    def __init__(self, config: Config, directory: Path, progress: Progress, checkpoints: Checkpoints):
-        self.config, self.directory, self.progress, self.checkpoints = config, directory, progress, checkpoints
-        self.dataset = load_dataset(config.data.name)
+    def __init__(self, config: Config, directory: Path, progress: Progress):
+        self.config, self.directory, self.progress = config, directory, progress
+        self.tasks = load_tasks(config)
+        self.dataset = self.tasks.methods
         self.task, initial = make_task(config, self.dataset)
+        check_budgets(self.task, initial, asked_budgets(config))
         self.single = trace_network(
             self.task.forward, initial.params, initial.rest, self.dataset, 1, config.train.optimizer
         )
         self.stages = plan(config)
-        self.steps_per_epoch = len(self.dataset.train.labels) // config.train.batch_size
         num_tries = max(len(config.objective.cost_weights), len(config.baselines.sequential_weights))
         names = ("pretrained", "current", *(f"try {i}" for i in range(num_tries)))
         self.states: dict[str, State] = dict.fromkeys(names, initial)
@@ -94,8 +105,9 @@ class Run:
         self.epoch_metrics: list[dict[str, float]] = []
         self.key = jax.random.key(config.train.seed)
 
-    def execute(self, checkpoint: Checkpoint | None) -> None:
-        """Go through all stages, after a checkpoint if there is one."""
+    def execute(self, checkpoints: Checkpoints, checkpoint: Checkpoint | None) -> None:
+        """Go through all stages, after a checkpoint if there is one, writing new ones on the way."""
+        self.checkpoints = checkpoints
         first, first_step = (0, 0) if checkpoint is None else self._restore(checkpoint)
         self.progress.plan([(stage.name, self._num_steps(stage)) for stage in self.stages])
         for index, stage in enumerate(self.stages):
@@ -110,7 +122,15 @@ class Run:
             self._save(index + 1, 0)
 
     def _num_steps(self, stage: Stage) -> int:
-        return stage.epochs * self.steps_per_epoch
+        return stage.epochs * self._steps_per_epoch(stage)
+
+    def _data(self, stage: Stage) -> Dataset:
+        """What a stage trains on."""
+        return self.tasks.pretraining if stage.finish == "calibrate" else self.tasks.methods
+
+    def _steps_per_epoch(self, stage: Stage) -> int:
+        data = self._data(stage)
+        return len(data.train.labels) // batch_size(self.config, data)
 
     def _save(self, index: int, step: int) -> None:
         """Write a checkpoint: `step` steps of stage `index` are done."""
@@ -147,8 +167,8 @@ class Run:
         with deferred_interrupt() as interrupted:
             for step, batch in self._batches(stage, first_step, total):
                 self._advance(stage, step_fn, step, batch, jax.random.fold_in(key, step))
-                if (step + 1) % self.steps_per_epoch == 0:
-                    self._log(stage, (step + 1) // self.steps_per_epoch)
+                if (step + 1) % self._steps_per_epoch(stage) == 0:
+                    self._log(stage, (step + 1) // self._steps_per_epoch(stage))
                 if interrupted() or ((step + 1) % _CHECKPOINT_STEPS == 0 and step + 1 < total):
                     self._save(index, step + 1)
                 if interrupted():
@@ -158,8 +178,10 @@ class Run:
     def _advance(self, stage: Stage, step_fn: StepFunction, step: int, batch: tuple[Any, Any], key: jax.Array) -> None:
         """One step, after a refresh where one is due."""
         state = self.states["current"]
-        if step % self.config.search.refresh_every == 0:
-            state = self._refreshed(stage, state, batch, key)
+        if stage.phase.penalty == "edp" and step % self.config.search.refresh_every == 0:
+            state = self._refreshed(stage, state, jax.random.fold_in(key, 1))
+        if stage.phase.learn_bits and step % self.config.search.noise_every == 0:
+            state = refresh_noise(self.task, state, *batch, jax.random.fold_in(key, 2))
         state, metrics = step_fn(state, *batch, key)
         if not np.isfinite(metrics.get("loss", 0.0)):
             raise ValueError(
@@ -190,25 +212,23 @@ class Run:
         if not stage.phase.train:
             yield from ((step, (None, None)) for step in range(first_step, total))
             return
-        train = self.config.train
-        for epoch in range(first_step // self.steps_per_epoch, stage.epochs):
-            examples = batches(self.dataset, train.batch_size, train.seed, epoch, max_shift=1 if train.augment else 0)
+        train, data, per_epoch = self.config.train, self._data(stage), self._steps_per_epoch(stage)
+        for epoch in range(first_step // per_epoch, stage.epochs):
+            size = batch_size(self.config, data)
+            examples = batches(data, size, train.seed, epoch, max_shift=1 if train.augment else 0)
             for i, batch in enumerate(examples):
-                step = epoch * self.steps_per_epoch + i
+                step = epoch * per_epoch + i
                 if step >= first_step:
                     yield step, batch
 
-    def _refreshed(self, stage: Stage, state: State, batch: tuple[Any, Any], key: jax.Array) -> State:
-        """New candidate mappings and a new measurement of error noise, where the stage uses them."""
-        if stage.phase.penalty == "edp":
-            state = refresh_mappings(self.task, state, jax.random.fold_in(key, 1))
-            num_operations, num_candidates = state.mappings.scores.shape
-            num_chips = 1 + num_candidates - self.task.num_candidates
-            # Between two refreshes every step evaluates all candidates with their gradient, which counts three times.
-            steps = 3 * num_candidates * self.config.search.refresh_every
-            self._count(stage, num_operations * (num_chips * self.task.evaluations + steps))
-        if stage.phase.learn_bits:
-            state = refresh_noise(self.task, state, *batch, jax.random.fold_in(key, 2))
+    def _refreshed(self, stage: Stage, state: State, key: jax.Array) -> State:
+        """The state with new candidate mappings."""
+        state = refresh_mappings(self.task, state, key)
+        num_operations, num_candidates = state.mappings.scores.shape
+        num_chips = 1 + num_candidates - self.task.num_candidates
+        # Until the next refresh every step evaluates all candidates with their gradient, which counts three times.
+        steps = 3 * num_candidates * self.config.search.refresh_every
+        self._count(stage, num_operations * (num_chips * self.task.refresh_evaluations + steps))
         return state
 
     def _count(self, stage: Stage, evaluations: int) -> None:
@@ -286,6 +306,11 @@ class Run:
             "chip": physical_values(polished.chip),
             "gap": float(legal.cost.edp) / last - 1.0,
             "gap_polished": float(polished.cost.edp) / last - 1.0,
+            "over_budget": {
+                name: float(getattr(polished.cost, name)) / limit - 1.0
+                for name, limit in task.budgets.items()
+                if float(getattr(polished.cost, name)) > limit * (1 + 1e-6)  # float32
+            },
         }
         mappings = replace_best(state.mappings, polished.candidates)
         self.states["current"] = dataclasses.replace(state, mappings=mappings, prices=polished.prices)
@@ -371,7 +396,12 @@ class Run:
         """What a reader must know to judge the numbers."""
         task, technology = self.task, self.task.space.base.technology
         limits = ", ".join(f"{name} at most {limit:.3g} (SI)" for name, limit in task.budgets.items())
+        over = [
+            f"The joint design exceeds its {name} budget by {excess:.1%}: no design inside all budgets was found."
+            for name, excess in self.results["joint"].get("over_budget", {}).items()
+        ]
         return [
+            *over,
             f"Costs are of one training step of {task.workload.batch} samples ({self.config.train.optimizer}, float32 "
             f"master weights), modelled, not measured on silicon: {technology.node_nm} nm, {technology.dram}.",
             f"Budgets: {limits}. EDP of a step is its energy times its latency, leakage and DRAM included.",

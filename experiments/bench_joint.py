@@ -62,13 +62,14 @@ def measure(rounds: int = 15, inner: int = 10) -> dict[str, Any]:
         compile_s[name] = time.perf_counter() - started
     times = median_times({name: runs[name] for name in PHASES}, rounds, inner)
     refreshes = median_times({name: runs[name] for name in runs if name not in PHASES}, 3, 1)
-    refresh = sum(float(np.median(values)) for values in refreshes.values()) / config.search.refresh_every
+    every = {"refresh_mappings": config.search.refresh_every, "refresh_noise": config.search.noise_every}
+    refresh = sum(float(np.median(refreshes[name])) / steps for name, steps in every.items())
     ratio = np.median((times["joint"] + refresh) / times["quantised"])
     return {
         "device": jax.devices()[0].device_kind,
         "step_ms": {name: 1e3 * float(np.median(values)) for name, values in times.items()},
         "refresh_ms": {name: 1e3 * float(np.median(values)) for name, values in refreshes.items()},
-        "refresh_every": config.search.refresh_every,
+        "refresh_every": every,
         "first_call_s": compile_s,
         "joint_over_quantised": float(ratio),
         "joint_over_quantised_without_refresh": float(np.median(times["joint"] / times["quantised"])),
