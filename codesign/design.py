@@ -135,5 +135,8 @@ def with_values(chip: Chip, values: MappingABC[str, jax.Array]) -> Chip:
     for name, axis in {"columns": 0, "rows": 1}.items():
         if name in values:
             fanout = fanout.at[chip.array_level, axis].set(values[name])
-    direct = {name: jnp.asarray(values[name]) for name in ("vdd", "resident_fraction") if name in values}
+    # A Python float would be weakly typed, and every function that takes the chip compiled once more for it.
+    direct = {
+        name: jnp.asarray(values[name], chip.vdd.dtype) for name in ("vdd", "resident_fraction") if name in values
+    }
     return dataclasses.replace(chip, size_bits=size, bandwidth_bits=bandwidth, fanout=fanout, **direct)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -34,7 +33,6 @@ class Evaluated(NamedTuple):
     evaluations: int
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "num_best"))
 def search_mappings(
     chip: Chip,
     step: Step,
@@ -46,16 +44,16 @@ def search_mappings(
     slots: mapper.Slots,
     tables: mapper.Tables,
     start: mapper.Candidates | None,
-    evaluations: int | jax.Array,
+    evaluations: int,
     num_best: int,
 ) -> mapper.Candidates:
     """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each."""
-    rho = residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
+    rho = _residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
     return mapper.search(
         key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
         density=full_density(operation_bits), resident=rho[step.operand_tensor],
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
-        iterations=jnp.maximum(1, evaluations // NUM_CHAINS), num_best=num_best,
+        iterations=max(1, evaluations // NUM_CHAINS), num_best=num_best,
     )  # fmt: skip
 
 
@@ -119,3 +117,4 @@ def initial_prices(chip: Chip, dtype) -> jax.Array:
 
 
 _step_cost = jax.jit(step_cost)
+_residency = jax.jit(residency)

@@ -7,6 +7,7 @@ loop advances all chains of all operations (and of several chips) together.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -267,6 +268,7 @@ def search(
     return _search(key, chip, problems, starts, prices, iterations, num_best, slots)
 
 
+@functools.partial(jax.jit, static_argnames=("num_best", "slots"))
 def _search(
     key, chip, problems: Problem, starts: Genome, prices, iterations, num_best: int, slots: Slots
 ) -> Candidates:
