@@ -53,7 +53,7 @@ def test_numbers_in_scientific_notation_without_a_dot(tmp_path):
         ("epochs: 1", "unknown key 'epochs' in {path}; nearest valid name: 'train.epochs'"),
         ("train: {epoks: 1}", "unknown key 'train.epoks' in {path}; nearest valid name: 'train.epochs'"),
         ("chip: {batch_size: 1}", "unknown key 'chip.batch_size' in {path}; nearest valid name: 'train.batch_size'"),
-        ("train: {epochs: ten}", "train.epochs in {path}: expected a whole number, got 'ten'; the default is 30"),
+        ("train: {epochs: ten}", "train.epochs in {path}: expected a whole number, got 'ten'; the default is 60"),
         ("train: {epochs: true}", "expected a whole number, got True"),
         ("train: {epochs: 1.0}", "expected a whole number, got 1.0"),
         ("train: {epochs: 0}", "train.epochs in {path}: expected a number from 1 to 1e+09, got 0"),
@@ -70,7 +70,7 @@ def test_numbers_in_scientific_notation_without_a_dot(tmp_path):
         ("chip: {free: vdd}", "chip.free in {path}: expected a list, got 'vdd'"),
         (
             "chip: {free: [vdd, cols]}",
-            "expected one of rows, columns, local_kib, shared_kib, bandwidth, vdd, got 'cols'",
+            "expected one of rows, columns, register_bytes, local_kib, shared_kib, bandwidth, vdd, got 'cols'",
         ),
         ("baselines: {sequential_weights: [0.1, -1]}", "baselines.sequential_weights in {path}: expected a number"),
         ("baselines: {sequential_weights: []}", "baselines.sequential_weights in {path}: empty"),

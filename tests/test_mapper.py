@@ -80,7 +80,8 @@ def every_mapping_of_a_small_product():
         for axis, column in enumerate(axes):
             spatial[1, axis, places[column]] = 2
             temporal[:, 3, places[column]] /= 2  # the array takes its share from DRAM's factor
-        temporal = temporal[(temporal >= 1).all((1, 2))]
+        legal = temporal[(temporal >= 1).all((1, 2))]
+        temporal = np.resize(legal, temporal.shape)  # repeated up to one shape: one compilation
         for permutation in itertools.permutations(range(3)):
             order = np.arange(len(LOOPS))
             order[places] = np.array(places)[list(permutation)]
