@@ -146,6 +146,12 @@ def asked_budgets(config: Config) -> dict[str, float]:
     return limits
 
 
+def describe_budgets(limits: Mapping[str, float]) -> str:
+    """Limits in the units of the settings, for people: "area_mm2 <= 0.932"."""
+    shown = [(setting, limits[name] / unit) for name, (setting, unit) in _BUDGET_SETTINGS.items() if name in limits]
+    return ", ".join(f"{setting} <= {value:.4g}" for setting, value in shown)
+
+
 def weight_optimizer(config: TrainConfig) -> Callable[[int], optax.GradientTransformation]:
     """The weights' transformation for a number of steps: the learning rate falls to zero along a cosine."""
     makers: Mapping[str, Callable[[Any], optax.GradientTransformation]] = {

@@ -27,6 +27,7 @@ from codesign.problem import (
     batch_size,
     calibrate,
     check_budgets,
+    describe_budgets,
     float_sibling,
     initial_rule,
     load_tasks,
@@ -395,7 +396,6 @@ class Run:
     def _assumptions(self) -> list[str]:
         """What a reader must know to judge the numbers."""
         task, technology = self.task, self.task.space.base.technology
-        limits = ", ".join(f"{name} at most {limit:.3g} (SI)" for name, limit in task.budgets.items())
         over = [
             f"The joint design exceeds its {name} budget by {excess:.1%}: no design inside all budgets was found."
             for name, excess in self.results["joint"].get("over_budget", {}).items()
@@ -404,7 +404,7 @@ class Run:
             *over,
             f"Costs are of one training step of {task.workload.batch} samples ({self.config.train.optimizer}, float32 "
             f"master weights), modelled, not measured on silicon: {technology.node_nm} nm, {technology.dram}.",
-            f"Budgets: {limits}. EDP of a step is its energy times its latency, leakage and DRAM included.",
+            f"Budgets: {describe_budgets(task.budgets)}. EDP of a step is its energy times its latency, leakage and DRAM included.",
             "Accuracies are of the test set, which nothing was chosen on; every method had the same number of training "
             "steps after the same float32 pretraining.",
             "gap: EDP of the buildable chip, mappings searched anew, over that of the last iterate, before polishing.",
