@@ -140,7 +140,7 @@ class SearchConfig:
     """Mappings kept per operation, K; every joint step evaluates all of them."""
     refresh_every: Count = 100
     """Joint steps between two searches for new candidates."""
-    refresh_evaluations: Count = 256
+    refresh_evaluations: Count = 384
     """Mappings tried per operation and chip in such a search, which starts from those it has."""
     noise_every: Count = 200
     """Joint steps between two measurements of the noise that low-bit errors add to gradients."""

@@ -13,6 +13,7 @@ from hw.chip import Chip
 from hw.schedule import Step, StepCost, residency
 
 NUM_CHAINS = 16
+_SCRATCH, _WARM = 0.3, 0.1  # temperatures that a search starts with, in nats of its score
 
 
 class Evaluated(NamedTuple):
@@ -47,13 +48,16 @@ def search_mappings(
     evaluations: int,
     num_best: int,
 ) -> mapper.Candidates:
-    """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each."""
+    """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each.
+
+    From scratch the search anneals widely; from a `start` it stays near, for which a few evaluations suffice.
+    """
     rho = _residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
     return mapper.search(
         key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
         density=full_density(operation_bits), resident=rho[step.operand_tensor],
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
-        iterations=max(1, evaluations // NUM_CHAINS), num_best=num_best,
+        iterations=max(1, evaluations // NUM_CHAINS), temperature=_SCRATCH if start is None else _WARM, num_best=num_best,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ loop advances all chains of all operations (and of several chips) together.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,6 +106,24 @@ def _outermost(slots: Slots, shape: tuple[int, ...], dtype) -> Genome:
     return Genome(factors, order, jnp.ones((*shape, slots.num_levels - 1, 3), dtype))
 
 
+def _fit_array(genomes: Genome, chip: Chip, slots: Slots) -> Genome:
+    """Genomes, any leading axes, whose spatial factors fit the chip's fan-out: the largest of an axis gives way.
+
+    A warm start from a chip with a row more would otherwise start from nothing that fits.
+    """
+    factors = genomes.factors
+    for i, (level, axis) in enumerate(slots.places):
+        if axis < 0:
+            continue
+        row = factors[..., i, :]
+        used, largest = jnp.prod(row, axis=-1, keepdims=True), jnp.max(row, axis=-1, keepdims=True)
+        fitting = jnp.maximum(jnp.floor(chip.fanout[level, axis] * largest / used), 1.0)
+        is_largest = jax.nn.one_hot(jnp.argmax(row, axis=-1), NUM_LOOPS, dtype=bool)
+        fits = used <= chip.fanout[level, axis]
+        factors = factors.at[..., i, :].set(jnp.where(is_largest & ~fits, fitting, row))
+    return dataclasses.replace(genomes, factors=factors)
+
+
 def _propose(key: jax.Array, genome: Genome, bounds: jax.Array, tables: Tables) -> Genome:
     """One random move of one chain of one operation: set, exchange or shift a factor, swap two loops, toggle a keep."""
     num_slots = genome.factors.shape[0]
@@ -173,7 +192,7 @@ class _Chains(NamedTuple):
     best_accesses: Accesses
 
 
-def _anneal(key, chip: Chip, problem: Problem, start: Genome, prices, iterations, slots: Slots) -> _Chains:
+def _anneal(key, chip: Chip, problem: Problem, start: Genome, prices, iterations, temperature, slots: Slots) -> _Chains:
     """Anneal the chains of one operation from `start`, which is scored in the first iteration."""
     bounds, num_chains = problem.operation.bounds, start.factors.shape[0]
 
@@ -198,9 +217,9 @@ def _anneal(key, chip: Chip, problem: Problem, start: Genome, prices, iterations
         num_moves = jnp.where(i == 0, 0, 1 + (jnp.arange(num_chains) + i) % 2)
         proposed = jax.vmap(moved)(jax.random.split(move_key, num_chains), chains.genomes, num_moves)
         scores, accesses = jax.vmap(evaluate)(proposed)
-        temperature = 0.3 * (1.0 - i / iterations) ** 2
+        cooled = temperature * (1.0 - i / iterations) ** 2
         luck = -jnp.log(jax.random.uniform(accept_key, (num_chains,), scores.dtype, minval=1e-6))
-        accept = scores <= chains.scores + temperature * luck
+        accept = scores <= chains.scores + cooled * luck
         better = scores < chains.best_scores
         return _Chains(
             replace(accept, proposed, chains.genomes),
@@ -248,6 +267,7 @@ def search(
     start: Mapping | None = None,
     num_chains: int = 32,
     iterations: int | jax.Array = 300,
+    temperature: float = 0.3,
     num_best: int = 4,
 ) -> Candidates:
     """The best distinct mappings found of every operation, axes (n, num_best), best first.
@@ -258,6 +278,7 @@ def search(
       prices: (2,), of a joule and of a second; see `score`.
       start: mappings (n, any) to start chains from (a warm start), beside one with every loop in DRAM.
       num_chains, iterations: chains of each operation, and proposals of each chain; changing the latter compiles nothing.
+      temperature: of the annealing at its start, in nats of score; 0 only descends.
     """
     problems = Problem(operations, bits, density, resident, tables)
     genomes = _outermost(slots, (bits.shape[0], 1), bits.dtype)
@@ -265,15 +286,17 @@ def search(
         genomes = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), to_genome(start, slots), genomes)
     given = genomes.factors.shape[1]
     starts = jax.tree.map(lambda x: x[:, np.arange(num_chains) % given], genomes)
-    return _search(key, chip, problems, starts, prices, iterations, num_best, slots)
+    return _search(key, chip, problems, starts, prices, iterations, temperature, num_best, slots)
 
 
 @functools.partial(jax.jit, static_argnames=("num_best", "slots"))
 def _search(
-    key, chip, problems: Problem, starts: Genome, prices, iterations, num_best: int, slots: Slots
+    key, chip, problems: Problem, starts: Genome, prices, iterations, temperature, num_best: int, slots: Slots
 ) -> Candidates:
+    starts = _fit_array(starts, chip, slots)
+
     def one(key: jax.Array, problem: Problem, start: Genome) -> Candidates:
-        chains = _anneal(key, chip, problem, start, prices, iterations, slots)
+        chains = _anneal(key, chip, problem, start, prices, iterations, temperature, slots)
         chosen = _distinct_best(chains.best_scores, num_best)
         genomes, accesses = jax.tree.map(lambda x: x[chosen], (chains.best, chains.best_accesses))
         mappings = jax.vmap(lambda genome: to_mapping(genome, problem.operation.bounds, slots))(genomes)

@@ -26,21 +26,22 @@ from codesign.progress import TerminalProgress
 from codesign.rundir import RESULT, read_result
 from codesign.runner import run
 
-WEIGHTS = (0.01, 0.03, 0.1, 0.2, 0.3)
-"""Penalty weights that joint and sequential both choose from, on validation data by the same rule."""
+JOINT_WEIGHTS = (0.03, 0.1, 0.3)
+SEQUENTIAL_WEIGHTS = (0.01, 0.03, 0.1, 0.2, 0.3)
+"""Penalty weights that each chooses from, on validation data by the same rule."""
 
 ALL_BASELINES = BaselinesConfig(
     include=("float32", "uniform8", "sequential", "random", "joint_without_bits", "joint_without_chip"),
-    sequential_weights=WEIGHTS,
+    sequential_weights=SEQUENTIAL_WEIGHTS,
 )
 
 
 def configs(seeds: int, quick: bool) -> list[Config]:
     """One config per seed: the demo's settings with every baseline."""
-    train, weights = TrainConfig(), WEIGHTS
+    train, objective, baselines = TrainConfig(), ObjectiveConfig(cost_weights=JOINT_WEIGHTS), ALL_BASELINES
     if quick:
-        train, weights, seeds = TrainConfig(pretrain_epochs=2, epochs=3, finetune_epochs=1), (0.03, 0.3), min(seeds, 2)
-    objective, baselines = ObjectiveConfig(cost_weights=weights), replace(ALL_BASELINES, sequential_weights=weights)
+        train, seeds = TrainConfig(pretrain_epochs=2, epochs=3, finetune_epochs=1), min(seeds, 2)
+        objective, baselines = ObjectiveConfig(cost_weights=(0.3,)), replace(ALL_BASELINES, sequential_weights=(0.3,))
     return [Config(train=replace(train, seed=seed), objective=objective, baselines=baselines) for seed in range(seeds)]
 
 
