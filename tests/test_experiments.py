@@ -1,0 +1,95 @@
+"""Experiments: their statistics by hand, and each once at reduced size."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import bench_joint, table_joint
+
+
+def test_interval_is_students():
+    # Mean 2, sample standard deviation 1, three values: half width t(0.975, 2) / sqrt(3) with t = 4.30265 from tables.
+    got = table_joint.interval(np.array([1.0, 2.0, 3.0]))
+    assert got == pytest.approx({"mean": 2.0, "low": 2 - 4.30265 / 3**0.5, "high": 2 + 4.30265 / 3**0.5}, rel=1e-5)
+
+
+def test_interval_of_one_value_is_unknown():
+    got = table_joint.interval(np.array([0.5]))
+    assert got["mean"] == 0.5 and np.isnan(got["low"]) and np.isnan(got["high"])
+
+
+def row(method, accuracy, edp_js, bits_mean=8.0, **more):
+    return {"method": method, "accuracy": accuracy, "edp_js": edp_js, "bits_mean": bits_mean, **more}
+
+
+@pytest.fixture
+def results():
+    """Two seeds; EDP of sequential over joint is 2 and 8, so 4 in the geometric mean. Random ran in one of them only."""
+    first = [
+        row("joint", 0.97, 1e-9, 4.0, gap=0.01, gap_polished=-0.01),
+        row("sequential", 0.973, 2e-9, gap=0.5, gap_polished=0.5),
+        row("float32", 0.98, 1e-7, 32.0),
+        row("random", 0.97, 1e-9),
+    ]
+    second = [
+        row("float32", 0.96, 1e-7, 32.0),
+        row("joint", 0.96, 2e-9, 5.0, gap=0.03, gap_polished=0.01),
+        row("sequential", 0.95, 16e-9, gap=0.5, gap_polished=0.5),
+    ]
+    return [{"summary": first}, {"summary": second}]
+
+
+def test_table_of_made_up_runs(results):
+    table = table_joint.tabulate(results)
+    assert table["seeds"] == 2 and set(table["methods"]) == {"joint", "sequential", "float32"}
+    sequential = table["methods"]["sequential"]
+    assert sequential["edp_js"] == [2e-9, 16e-9]
+    assert sequential["edp_to_joint"]["mean"] == pytest.approx(4.0)
+    # log 2 and log 8 lie log 2 to each side of log 4; t(0.975, 1) = 12.7062, their standard deviation sqrt(2) log 2.
+    assert sequential["edp_to_joint"]["high"] == pytest.approx(4.0 * 2**12.7062, rel=1e-3)
+    assert table["methods"]["joint"]["edp_to_joint"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert table["methods"]["joint"]["bits_mean"] == [4.0, 5.0]
+    assert table["methods"]["float32"]["accuracy"]["mean"] == pytest.approx(0.97)
+    # Paired: -0.01 and 0.
+    assert table["accuracy_difference_to_float32"]["mean"] == pytest.approx(-0.005)
+    assert table["equal_accuracy"] == 0.5  # 0.3 and 1 point apart
+    assert table["gap"]["mean"] == pytest.approx(0.02) and table["gap_polished"]["mean"] == pytest.approx(0.0)
+
+
+def test_table_is_shown_and_is_json(results, capsys):
+    table = table_joint.tabulate(results)
+    table_joint.show(table)
+    shown = capsys.readouterr().out
+    assert "sequential" in shown and "accuracy_difference_to_float32: -0.50 %" in shown
+    assert json.loads(json.dumps(table))["seeds"] == 2
+
+
+def test_finished_seed_is_read_and_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_joint, "run", None)
+    (tmp_path / "result.json").write_text('{"summary": []}')
+    assert table_joint.run_seed(table_joint.configs(1, quick=True)[0], tmp_path) == {"summary": []}
+
+
+def test_configs_are_paired_by_seed():
+    configs = table_joint.configs(3, quick=False)
+    assert [config.train.seed for config in configs] == [0, 1, 2]
+    assert configs[0].objective.cost_weights == configs[0].baselines.sequential_weights  # a choice of as many for both
+    assert len(configs[0].baselines.sequential_weights) >= 5
+
+
+@pytest.mark.slow
+def test_table_joint_quick(tmp_path, capsys):
+    table_joint.main(seeds=1, out=tmp_path, quick=True, as_json=True)
+    table = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert table["seeds"] == 1
+    assert {"joint", "sequential", "float32", "random", "joint_without_bits"} <= set(table["methods"])
+    assert all(method["edp_to_joint"]["mean"] > 0 for method in table["methods"].values())
+
+
+@pytest.mark.slow
+def test_bench_joint_measures_every_step():
+    measured = bench_joint.measure(rounds=1, inner=1)
+    assert set(measured["step_ms"]) == {"float32", "quantised", "joint"}
+    assert all(ms > 0 for ms in (*measured["step_ms"].values(), *measured["refresh_ms"].values()))
+    assert measured["joint_over_quantised"] > measured["joint_over_quantised_without_refresh"] > 0
