@@ -60,7 +60,7 @@ class TraceCommand:
     model: str = "lenet"
     """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
     data: str = "digits"
-    """digits, or the path of a folder with IDX or npz files; decides the shape of the input."""
+    """digits, or the path of a folder with IDX files, or an npz file; decides the shape of the input."""
     batch_size: Count = 128
     """Samples per training step."""
     as_json: Json = False
@@ -74,7 +74,7 @@ class CostCommand:
     model: str = "lenet"
     """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
     data: str = "digits"
-    """digits, or the path of a folder with IDX or npz files; decides the shape of the input."""
+    """digits, or the path of a folder with IDX files, or an npz file; decides the shape of the input."""
     batch_size: Count = 128
     """Samples per training step."""
     bits: Annotated[int, Between(1, 32)] = 8

@@ -51,7 +51,7 @@ class DataConfig:
     """The data it learns from."""
 
     name: str = "digits"
-    """digits (comes with scikit-learn), or the path of a folder with IDX or npz files."""
+    """digits (comes with scikit-learn), or the path of a folder with IDX files or of an npz file."""
     writer: Seed | None = None
     """Personalise to this synthetic writer (a seed) after training on everybody; None turns it off."""
     writer_samples: Count = 40
@@ -152,7 +152,7 @@ class SearchConfig:
 class ObjectiveConfig:
     """What is minimised beside the task loss, and the limits the design must keep. None is no limit."""
 
-    cost_weights: tuple[Positive, ...] = (0.1, 0.3)
+    cost_weights: tuple[Positive, ...] = (0.03, 0.1, 0.3)
     """Weights of log(energy x latency) of a training step against the task loss; one is chosen on validation data."""
     area_mm2: Positive | None = None
     """Largest chip area in mm2."""

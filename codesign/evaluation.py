@@ -91,7 +91,7 @@ def evaluate(
             chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
             slots=slots, tables=tables, start=found, evaluations=evaluations, num_best=num_best,
         )  # fmt: skip
-        cost = _step_cost(chip, step, operation_bits, tensor_bits, found.accesses, prices)
+        cost = step_cost(chip, step, operation_bits, tensor_bits, found.accesses, prices)
         prices = next_prices(cost)
     return Evaluated(chip, found, prices, cost, rounds * evaluations * operation_bits.shape[0])
 
@@ -120,5 +120,4 @@ def initial_prices(chip: Chip, dtype) -> jax.Array:
     return jnp.asarray([1.0, chip.num_macs() * chip.frequency() * 1e-12], dtype)
 
 
-_step_cost = jax.jit(step_cost)
 _residency = jax.jit(residency)

@@ -18,6 +18,7 @@ _TEMPERATURE = 0.05  # of the soft minimum over candidates, in nats of score
 _ILLEGAL = 100.0
 
 
+@jax.jit
 def step_cost(
     chip: Chip,
     step: Step,

@@ -48,7 +48,7 @@ COLUMNS = (
 METHODS = {
     "joint": "weights, bit widths and chip optimised together, every operation under its best mapping",
     "sequential": "bit widths first, on the starting chip; then chip and mapping for those bits",
-    "uniform8": "8 bits everywhere on the starting chip",
+    "uniform8": "8 bits everywhere on the starting chip, whatever the budgets",
     "float32": "32-bit floating point, on the floating-point variant of the starting chip",
     "random": "the best of as many randomly drawn chips as the joint search evaluated",
     "joint_without_bits": "joint, but with the bit widths held at their initial values",

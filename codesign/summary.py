@@ -22,7 +22,7 @@ from hw.schedule import StepCost
 from hw.units import BYTE, MHZ, MILLIWATT, MM2
 
 OPERAND_BITS = ("weights", "inputs", "input_grad", "weight_grad")
-_REST = ("vector unit", "spills and I/O", "leakage")  # rows of the energy figure that belong to no layer
+_REST = ("vector unit and I/O", "leakage")  # rows of the energy figure that belong to no layer
 _UNIT_KEYS = {"vdd": "vdd_v"}
 
 
@@ -132,22 +132,21 @@ def read_mapping(described: MappingABC[str, Any], levels: Sequence[str]) -> Mapp
 
 
 def energy_table(workload: Workload, cost: StepCost, layers: Sequence[str]) -> dict[str, Any]:
-    """Arguments of `codesign.plots.energy_breakdown`: joules by layer, pass and component; they add up to the total."""
-    levels = cost.access_energy.shape[1]
-    components = (*cost.components[: levels + 1], "control", "vector", "leakage")
+    """Arguments of `codesign.plots.energy_breakdown`: joules by layer, pass and component; they add up to the total.
+
+    What belongs to no layer's products is in two rows of their own: vector work with spills and external data, and leakage.
+    """
+    levels, components = cost.access_energy.shape[1], cost.components
     passes = (*PASSES, "other")
     energy = np.zeros((len(layers) + len(_REST), len(passes), len(components)))
     mac, access = np.asarray(cost.mac_energy, float), np.asarray(cost.access_energy, float).sum(axis=2)
     control = np.asarray(cost.operation_energy, float) - mac - access.sum(axis=1)
     for i, (product, pass_) in enumerate(zip(np.asarray(workload.product), workload.passes, strict=True)):
         energy[product, passes.index(pass_), : levels + 2] += [mac[i], *access[i], control[i]]
-    rest = (
-        ("vector", cost.vector_energy),
-        (cost.components[levels], cost.transfer_energy),
-        ("leakage", cost.leakage_energy),
-    )
-    for row, (component, joules) in enumerate(rest, start=len(layers)):
-        energy[row, -1, components.index(component)] += float(jnp.sum(joules))
+    rest = np.asarray(cost.breakdown, float) - energy.sum(axis=(0, 1))
+    leakage = components.index("leakage")
+    energy[-1, -1, leakage], rest[leakage] = rest[leakage], 0.0
+    energy[-2, -1] = rest.clip(min=0.0)  # float32: a component without vector work may come out below zero
     return {"energy_j": energy, "layers": [*layers, *_REST], "passes": list(passes), "components": list(components)}
 
 

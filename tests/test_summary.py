@@ -113,6 +113,8 @@ def small_cost():
         vector_energy=np.array([7.0]),
         transfer_energy=np.array([3.0]),
         leakage_energy=np.array(11.0),
+        # 7 J of vector arithmetic and 3 J of DRAM traffic beside the operations.
+        breakdown=np.array([mac.sum(), *access.sum((0, 2)) + [0, 0, 0, 3.0], control.sum(), 7.0, 11.0]),
     )
 
 
@@ -139,6 +141,7 @@ def test_energy_table_puts_every_joule_in_its_place():
     assert at("conv2", "weight_grad", "control") == 0.125
     assert at("conv1", "weight_grad", "mac") == 0.0
     assert at("leakage", "other", "leakage") == 11.0
+    assert at("vector unit and I/O", "other", "vector") == 7.0 and at("vector unit and I/O", "other", "dram") == 3.0
     cost = small_cost()
     assert energy.sum() == cost.operation_energy.sum() + 7.0 + 3.0 + 11.0
 
