@@ -198,7 +198,7 @@ def energy_breakdown(
 def roofline(
     points: Sequence[Mapping[str, Any]], peaks: Mapping[str, float], bandwidths: Mapping[str, float]
 ) -> Figure:
-    """Speed of each operation against its operations per byte of shared SRAM and DRAM traffic, and the chip's ceilings.
+    """Speed of each operation against its operations per byte of shared SRAM traffic, and the chip's ceilings.
 
     Args:
       points: dicts with "name", "pass", "operations_per_byte" and "operations_per_second"; a MAC is two operations.
@@ -232,7 +232,7 @@ def roofline(
     _label_ceilings(ax, dict(zip(peaks, flats, strict=True)), dict(zip(bandwidths, slopes, strict=True)))
     _scale_axis(ax, "x", ax.get_xlim())
     _scale_axis(ax, "y", ax.get_ylim())
-    ax.set_xlabel("operations per byte of shared SRAM and DRAM traffic")
+    ax.set_xlabel("operations per byte of shared SRAM traffic")
     ax.set_ylabel(f"speed ({unit})")
     _legend_below(figure, [ax])
     return figure

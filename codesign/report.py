@@ -82,7 +82,7 @@ FIGURES = {
     "roofline": (
         "Roofline",
         "How fast each operation runs, against how many operations it does per byte that it moves to or from the shared "
-        "SRAM and DRAM. The sloping line is what the shared SRAM can deliver, the flat ones what the MAC array can compute "
+        "SRAM. The sloping line is what the shared SRAM can deliver, the flat ones what the MAC array can compute "
         "at two widths.",
     ),
     "area_breakdown": ("Silicon area", "What the area of each chip is spent on."),

@@ -151,12 +151,12 @@ def energy_table(workload: Workload, cost: StepCost, layers: Sequence[str]) -> d
 
 
 def roofline_data(workload: Workload, chip: Chip, cost: StepCost) -> dict[str, Any]:
-    """Arguments of `codesign.plots.roofline`, for the traffic of the shared SRAM and DRAM that every operation causes."""
+    """Arguments of `codesign.plots.roofline`, for the traffic of the shared SRAM, which every operation passes through."""
     macs = 2.0 * np.asarray(workload.step.operations.macs) * np.asarray(workload.step.multiplicity)
-    per_bit = np.asarray(chip.energy_per_bit()).mean(axis=1)
     frequency = float(chip.frequency())
-    outer = np.asarray(cost.access_energy, float)[:, -2:].sum(axis=2)
-    num_bytes = (outer / per_bit[-2:]).sum(axis=1) / BYTE
+    per_bit = float(chip.energy_per_bit()[-2].mean() + chip.wire_energy_per_bit()[-2])
+    shared = np.asarray(cost.access_energy, float)[:, -2].sum(axis=1)
+    num_bytes = np.maximum(shared / per_bit / BYTE, 1.0)  # an operation that bypasses it all would lie at infinity
     points = [
         {"name": name, "pass": pass_, "operations_per_byte": n / b, "operations_per_second": n / t}
         for name, pass_, n, b, t in zip(
