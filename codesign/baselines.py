@@ -9,6 +9,7 @@ import jax
 from codesign.design import DesignSpace
 from codesign.evaluation import Evaluated, evaluate
 from codesign.legalize import legal_chip, preference
+from hw.chip import Chip
 from hw.schedule import Step
 
 
@@ -28,7 +29,8 @@ def random_chips(
     budgets rank those that were evaluated.
     """
     draw_key, search_key = jax.random.split(key)
-    chips, draws = [], 0
+    chips: list[Chip] = []
+    draws = 0
     limit = budgets.get("area", float("inf"))
     while len(chips) < num and draws < 100 * num:
         chip = legal_chip(space, space.random(jax.random.fold_in(draw_key, draws)))

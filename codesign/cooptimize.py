@@ -32,7 +32,7 @@ from codesign.tracing import Workload
 from hw.chip import Chip
 from nets.noise import NoiseModel, make_noise_measurement
 from nets.precision import Precision, QuantState
-from nets.training import Forward, accuracy, apply_gradient, cross_entropy
+from nets.training import Array, Forward, accuracy, apply_gradient, cross_entropy
 from nets.transform import quantize
 
 _STIFFNESS = 1.0  # of the augmented Lagrangian, in nats of loss per squared nat of excess
@@ -297,7 +297,7 @@ def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:
     return dataclasses.replace(state, mappings=mapper.with_neighbours(found))
 
 
-def refresh_noise(task: Task, state: State, images: jax.Array, labels: jax.Array, key: jax.Array) -> State:
+def refresh_noise(task: Task, state: State, images: Array, labels: Array, key: jax.Array) -> State:
     """Measure the noise that the present error formats add to each layer's weight gradient, on one batch."""
     noise = task.measured_noise(
         state.params, state.precision, state.quant_state, (key, state.rest), jnp.asarray(images), jnp.asarray(labels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ def with_values(chip: Chip, values: MappingABC[str, jax.Array]) -> Chip:
         if name in values:
             fanout = fanout.at[chip.array_level, axis].set(values[name])
     # A Python float would be weakly typed, and every function that takes the chip compiled once more for it.
-    direct = {
+    direct: dict[str, Any] = {
         name: jnp.asarray(values[name], chip.vdd.dtype) for name in ("vdd", "resident_fraction") if name in values
     }
     return dataclasses.replace(chip, size_bits=size, bandwidth_bits=bandwidth, fanout=fanout, **direct)

@@ -85,14 +85,13 @@ def evaluate(
     tables = mapper.make_tables(step.operations) if tables is None else tables
     rounds += prices is None
     prices = initial_prices(chip, operation_bits.dtype) if prices is None else prices
-    found = start
     for i in range(rounds):
         found = search_mappings(
             chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
-            slots=slots, tables=tables, start=found, evaluations=evaluations, num_best=num_best,
+            slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best,
         )  # fmt: skip
         cost = step_cost(chip, step, operation_bits, tensor_bits, found.accesses, prices)
-        prices = next_prices(cost)
+        start, prices = found, next_prices(cost)
     return Evaluated(chip, found, prices, cost, rounds * evaluations * operation_bits.shape[0])
 
 

@@ -74,8 +74,8 @@ def test_finished_seed_is_read_and_not_run_again(tmp_path, monkeypatch):
 def test_configs_are_paired_by_seed():
     configs = table_joint.configs(3, quick=False)
     assert [config.train.seed for config in configs] == [0, 1, 2]
-    assert configs[0].objective.cost_weights == configs[0].baselines.sequential_weights  # a choice of as many for both
-    assert len(configs[0].baselines.sequential_weights) >= 5
+    joint, sequential = configs[0].objective.cost_weights, configs[0].baselines.sequential_weights
+    assert set(joint) <= set(sequential) and len(sequential) >= 5  # joint never has the larger choice
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def search(operations, chip, bits, **options):
 
 @pytest.fixture(scope="module")
 def operations():
-    sizes = dict(N=4, K=10, C=6, P=5, Q=5, R=3, S=3)
+    sizes = {"N": 4, "K": 10, "C": 6, "P": 5, "Q": 5, "R": 3, "S": 3}
     return stack_operations([make_operation(**sizes, pass_=p) for p in ("forward", "input_grad", "weight_grad")])
 
 

@@ -114,7 +114,7 @@ def small_cost():
         transfer_energy=np.array([3.0]),
         leakage_energy=np.array(11.0),
         # 7 J of vector arithmetic and 3 J of DRAM traffic beside the operations.
-        breakdown=np.array([mac.sum(), *access.sum((0, 2)) + [0, 0, 0, 3.0], control.sum(), 7.0, 11.0]),
+        breakdown=np.array([mac.sum(), *access.sum((0, 2))[:3], access[:, 3].sum() + 3.0, control.sum(), 7.0, 11.0]),
     )
 
 
