@@ -21,8 +21,8 @@ setup: .venv/installed
 demo: setup
 	$(python) -m codesign run --out "$$(test -e runs/demo && date +runs/demo-%Y%m%d-%H%M%S || echo runs/demo)"
 
-# Most of the time goes into compiling, which uses one core per process.
-pytest := $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# Most of the time goes into compiling, which uses one core per process; a file stays in one process with its fixtures.
+pytest := $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test: setup
 	$(pytest)

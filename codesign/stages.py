@@ -72,7 +72,9 @@ def plan(config: Config) -> tuple[Stage, ...]:
             for weight in config.baselines.sequential_weights
         ]
         chip_only = Phase(train=False, learn_chip=True, penalty="edp", weight=1.0)
-        chip = Stage("sequential/chip", "best", chip_only, train.epochs, "legalise")
+        # As many chip steps as all tries of the joint search together, so that both have the same cost evaluations.
+        chip_epochs = train.epochs * len(config.objective.cost_weights)
+        chip = Stage("sequential/chip", "best", chip_only, chip_epochs, "legalise")
         return [*tries, chip, replace(finetune, name="sequential/finetune")]
 
     methods = {
