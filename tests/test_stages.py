@@ -31,7 +31,7 @@ def test_all_stages_in_order():
         ("uniform8", "pretrained", 8, "report"),
         ("sequential/bits 0.01", "pretrained", 5, "try"),
         ("sequential/bits 0.1", "pretrained", 5, "try"),
-        ("sequential/chip", "best", 5, "legalise"),
+        ("sequential/chip", "best", 10, "legalise"),
         ("sequential/finetune", "current", 3, "report"),
         ("joint_without_bits/weight 0.1", "pretrained", 5, "try"),
         ("joint_without_bits/weight 0.3", "pretrained", 5, "try"),
