@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from experiments.reference_points import Case, Entry, FormatError
 from experiments.timeloop_points import TimeloopPoint, read_timeloop
 from experiments.zigzag_points import ZigzagPoint, read_zigzag
-from hw import LOOPS, Accesses, Conventions, count
+from hw import LOOPS, Accesses, Conventions, Mapping, count
 
 SHOWN = 5
 type Point = TimeloopPoint | ZigzagPoint
@@ -72,16 +73,34 @@ def check(path: Path, format: Literal["timeloop", "zigzag"] = "timeloop") -> dic
 
 
 def _count_all(cases: list[Case], conventions: Conventions) -> list[Accesses]:
-    """Counts of all cases in one batch per number of levels, as numpy arrays."""
-    counts: dict[int, Accesses] = {}
-    one = jax.vmap(partial(count, conventions=conventions))
-    for levels in {case.mapping.num_levels for case in cases}:
-        chosen = [i for i, case in enumerate(cases) if case.mapping.num_levels == levels]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *(cases[i] for i in chosen))
-        counted = jax.tree.map(np.asarray, one(batch.operation, batch.mapping))
-        for row, i in enumerate(chosen):
-            counts[i] = jax.tree.map(lambda leaf, row=row: leaf[row], counted)
-    return [counts[i] for i in range(len(cases))]
+    """Counts of all cases in one batch, as numpy arrays; empty levels below the others make them equally deep."""
+    depth = max(case.mapping.num_levels for case in cases)
+    deepened = [Case(case.operation, _deepened(case.mapping, depth)) for case in cases]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *deepened)
+    counted = jax.jit(jax.vmap(partial(count, conventions=conventions)))(batch.operation, batch.mapping)
+    counted = jax.tree.map(np.asarray, counted)
+    counts = []
+    for i, case in enumerate(cases):
+        added = depth - case.mapping.num_levels
+        counts.append(
+            jax.tree.map(lambda leaf, i=i, added=added: leaf[i, added:] if leaf.ndim > 1 else leaf[i], counted)
+        )
+    return counts
+
+
+def _deepened(mapping: Mapping, depth: int) -> Mapping:
+    """The same mapping above levels that run no loop and keep nothing."""
+
+    def add(levels: jax.Array, row: np.ndarray) -> jax.Array:
+        added = np.broadcast_to(row, (depth - len(levels), *levels.shape[1:]))
+        return jnp.concatenate([jnp.asarray(added, levels.dtype), levels])
+
+    return Mapping(
+        temporal=add(mapping.temporal, np.ones(())),
+        spatial=add(mapping.spatial, np.ones(())),
+        order=add(mapping.order, np.arange(len(LOOPS))),
+        keep=add(mapping.keep, np.zeros(())),
+    )
 
 
 def _explain(point: Point, entry: Entry) -> str:

@@ -1,6 +1,7 @@
 """Closed-form counts against the executed loop nest, on all mappings of small nests, and by hand."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations_with_replacement, permutations, product
 
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from hw import LOOPS, OPERANDS, PASSES, Mapping, count, make_mapping, make_operation
+from hw import LOOPS, OPERANDS, PASSES, TIMELOOP, Mapping, count, make_mapping, make_operation
+from hw.accesses import _accesses as accesses_of
+from hw.traffic import count_traffic
 from tests.oracle.loop_nest import Nest, execute
 
 LEVELS = 3
@@ -82,7 +85,7 @@ def as_mapping(nests: list[Nest]) -> Mapping:
 def check_all_mappings(bounds, window):
     nests = list(all_mappings(bounds, **window))
     mappings = as_mapping(nests)
-    counts = jax.vmap(count, in_axes=(None, 0))
+    counts = jax.jit(jax.vmap(count, in_axes=(None, 0)))
     for pass_, summed in PASSES.items():
         counted = counts(make_operation(**bounds, **window, pass_=pass_), mappings)
         words = np.stack([counted.reads, counted.fills, counted.updates], axis=-1)
@@ -105,7 +108,7 @@ def test_counts_equal_the_executed_nest_larger(x64, name):
 def test_read_inputs_with_stride_and_dilation(x64):
     bounds, window = {"K": 2, "P": 4, "R": 2}, {"stride": (2, 1), "dilation": (3, 1)}
     nests = list(all_mappings(bounds, **window))
-    counted = jax.vmap(count, in_axes=(None, 0))(make_operation(**bounds, **window), as_mapping(nests))
+    counted = jax.jit(jax.vmap(count, in_axes=(None, 0)))(make_operation(**bounds, **window), as_mapping(nests))
     expected = np.array([execute(nest, "inputs", False) for nest in nests])
     np.testing.assert_array_equal(np.stack([counted.reads, counted.fills], -1)[:, :, 1], expected[..., :2])
 
@@ -248,7 +251,7 @@ def test_counts_are_continuous_from_one_to_three(x64, pass_, stride, dilation):
         np.tile(base.order, (len(slots) * len(points), 1, 1)),
         np.tile(base.keep, (len(slots) * len(points), 1, 1)),
     )
-    accesses = jax.vmap(count, in_axes=(None, 0))(operation, flat)
+    accesses = jax.jit(jax.vmap(count, in_axes=(None, 0)))(operation, flat)
     for name in COUNTS:
         values = np.asarray(getattr(accesses, name)).reshape(len(slots), 3, len(grid), -1)
         before, at, after = values.swapaxes(0, 1)
@@ -256,20 +259,56 @@ def test_counts_are_continuous_from_one_to_three(x64, pass_, stride, dilation):
         assert np.max((np.abs(before - at) + np.abs(after - at)) / scale) < 1e-6, name
 
 
+def sum_of(counted, operation, mapping, weights):
+    accesses = counted(operation, mapping)
+    return sum(jnp.sum(w * x) for w, x in zip(weights, jax.tree.leaves(accesses), strict=True))
+
+
 @pytest.mark.parametrize("pass_", PASSES)
 def test_gradients(x64, pass_):
     """Reverse mode against finite differences at random real factors, away from kinks."""
-    bounds, mappings = random_mappings(2, seed=5, num_levels=3, real=True)
+    bounds, mappings = random_mappings(1, seed=5, num_levels=3, real=True)
     sizes = {name: int(bound) for name, bound in zip(LOOPS, bounds, strict=True)}
     operation = make_operation(**sizes, stride=(2, 1), pass_=pass_)
-    for i in range(2):
-        mapping = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), mappings)
+    mapping = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), mappings)
 
-        def log_counts(temporal, spatial, mapping=mapping):
-            accesses = count(operation, Mapping(temporal, spatial, mapping.order, mapping.keep))
-            return jnp.stack([jnp.sum(jnp.log1p(getattr(accesses, name))) for name in COUNTS])
+    @jax.jit
+    def log_counts(temporal, spatial):
+        accesses = count(operation, Mapping(temporal, spatial, mapping.order, mapping.keep))
+        return jnp.stack([jnp.sum(jnp.log1p(getattr(accesses, name))) for name in COUNTS])
 
-        check_grads(log_counts, (mapping.temporal, mapping.spatial), order=1, modes=("rev",), eps=1e-6, rtol=1e-5)
+    check_grads(log_counts, (mapping.temporal, mapping.spatial), order=1, modes=("rev",), eps=1e-6, rtol=1e-5)
+
+
+def test_the_adjoint_equals_autodiff(x64):
+    """On random real-valued factors, orders and keep sets; every count has a random cotangent."""
+    number, num_levels = 40, 3
+    _, mappings = random_mappings(number, seed=7, num_levels=num_levels, real=True)
+    mappings = jax.tree.map(jnp.asarray, mappings)
+    rng = np.random.default_rng(1)
+
+    def by_autodiff(operation, mapping):
+        nest = jax.tree.map(lambda x: x[..., None], (operation, mapping))
+        return jax.tree.map(lambda x: x[..., 0], accesses_of(*nest, count_traffic(*nest, TIMELOOP)))
+
+    pulls = [
+        jax.jit(jax.vmap(jax.grad(partial(sum_of, counted), 1, allow_int=True), in_axes=(None, 0, 0)))
+        for counted in (count, by_autodiff)
+    ]
+    windows = ({}, {"stride": (2, 1)}, {"dilation": (1, 2)})
+    for window, pass_ in product(windows, PASSES):
+        operation = make_operation(G=9, N=9, K=9, C=9, P=40, Q=50, R=4, S=3, **window, pass_=pass_)
+        accesses = jax.vmap(count, in_axes=(None, 0))(operation, mappings)
+        # Relative to the words that pass, so that no count outweighs another.
+        scale = 1.0 + accesses.entering.max(axis=(1, 2))
+        weights = [
+            jnp.asarray(rng.normal(size=x.shape))
+            / (scale if i < 6 else 1.0 + jnp.abs(x).max()).reshape(-1, *[1] * (x.ndim - 1))
+            for i, x in enumerate(jax.tree.leaves(accesses))
+        ]
+        by_hand, expected = (pull(operation, mappings, weights) for pull in pulls)
+        for a, b in ((by_hand.temporal, expected.temporal), (by_hand.spatial, expected.spatial)):
+            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9 * float(jnp.abs(b).max()))
 
 
 def test_large_layers_in_float32():
@@ -295,7 +334,7 @@ def test_large_layers_in_float32():
     def words(dtype):
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype if x.dtype.kind == "f" else None), mappings)
         operation = jax.tree.map(lambda x: x.astype(dtype), make_operation(**sizes))
-        accesses = jax.vmap(count, in_axes=(None, 0))(operation, cast)
+        accesses = jax.jit(jax.vmap(count, in_axes=(None, 0)))(operation, cast)
         moved = (accesses.reads + accesses.fills + accesses.updates) * accesses.instances[:, :, None]
         return [np.asarray(leaf, np.float64) for leaf in (*jax.tree.leaves(accesses), moved.sum((1, 2)))]
 

@@ -1,0 +1,376 @@
+"""Words that enter the memory levels while a loop nest runs, per operand: the closed forms behind `hw.accesses.count`.
+
+All arrays have the batch, written B, as their last axis, of size one where a value is shared: vectors run over the
+batch, and the short axes of levels and loops are unrolled. Reductions over them, or a leading batch, run ten to twenty
+times slower (docs/performance.md). The conventions are in docs/conventions.md.
+"""
+
+import operator
+from collections.abc import Iterable
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hw.mapping import Mapping
+from hw.operation import LOOPS, OPERANDS, Operation
+from hw.windows import box_extent, distinct_offsets, touched_extent
+
+GROUPED = "GNPQKCRS"
+"""The loops by the operand they do not move: N P Q the weights, K the inputs, C R S the outputs; G moves all three."""
+FROM_LOOPS = tuple(LOOPS.index(loop) for loop in GROUPED)
+WEIGHTS, INPUTS, OUTPUTS = range(len(OPERANDS))
+IDLE = ((1, 2, 3), (4,), (5, 6, 7))
+"""For each operand, the loops that do not move it."""
+MOVING = tuple(tuple(d for d in range(len(GROUPED)) if d not in idle) for idle in IDLE)
+K = GROUPED.index("K")
+BOXED = tuple(map(GROUPED.index, "GNC"))
+"""Loops that multiply the words of an input tile."""
+SLIDING = tuple(map(GROUPED.index, "PQRS"))
+"""Loops that slide the window of an input tile: outputs along width and height, then taps."""
+PLACED = (IDLE[WEIGHTS], (K, *SLIDING), IDLE[OUTPUTS])
+"""For each operand, the loops of which it matters whether one that moves the operand runs inside of them."""
+
+settle = jax.lax.optimization_barrier
+"""Ends a stage: without it XLA's fusion on CPU recomputes the stage for every value that is taken from it."""
+
+
+class Conventions(NamedTuple):
+    """What models differ in.
+
+    Attributes:
+      halo_reuse: a buffer keeps what neighbouring windows share while the innermost loop that moves them advances.
+      gaps: a tile of inputs is the bounding box of its windows; without, inputs that no window touches are left out.
+    """
+
+    halo_reuse: bool = True
+    gaps: bool = True
+
+
+TIMELOOP = Conventions()
+ZIGZAG = Conventions(halo_reuse=False, gaps=False)
+
+
+class Nest(NamedTuple):
+    """A mapped loop nest, loops in the order `GROUPED`.
+
+    Attributes:
+      bounds: (8, B).
+      stride, dilation: along width and height, (2, B).
+      keep: (L, 3, B).
+      rank: of each loop within its level, 0 = innermost, (L, 8, B).
+      temporal, fan_out: factors, (L, 8, B).
+      branch: iterations between neighbouring branches below each level, (L, 8, B).
+      step: iterations that one temporal iteration advances, (L, 8, B).
+      spanned: iterations within one tile, (L, 8, B).
+      temporal_above, fan_out_above: products of the factors of the levels above, (L, 8, B).
+    """
+
+    bounds: jax.Array
+    stride: jax.Array
+    dilation: jax.Array
+    keep: jax.Array
+    rank: jax.Array
+    temporal: jax.Array
+    fan_out: jax.Array
+    branch: jax.Array
+    step: jax.Array
+    spanned: jax.Array
+    temporal_above: jax.Array
+    fan_out_above: jax.Array
+
+    @property
+    def num_levels(self) -> int:
+        return self.temporal.shape[0]
+
+    @property
+    def window_step(self) -> jax.Array:
+        """Inputs that one iteration of each sliding loop moves the window by, (L, 4, B)."""
+        return jnp.concatenate([self.stride, self.dilation])[None] * pick(self.step, SLIDING)
+
+
+class Sweep(NamedTuple):
+    """The temporal loops of every level as one operand sees them.
+
+    Attributes:
+      still_inside: for each of the `PLACED` loops, 1 if none that moves the operand runs inside of it, (L, n, B).
+      still: 1 if none moves the operand, (L, B).
+      relevant: iterations of those that move it, (L, B).
+      repeats: iterations of those that do not, and run outside of one that does, (L, B).
+    """
+
+    still_inside: jax.Array
+    still: jax.Array
+    relevant: jax.Array
+    repeats: jax.Array
+
+
+class Words(NamedTuple):
+    """Words of one operand per instance of every level, (L, B) each.
+
+    Attributes:
+      tile: of the largest tile.
+      entering: of all tiles that enter.
+      first: of the tiles that enter for the first time.
+      blind: of those, how many the level below writes without a read, if the operand is accumulated.
+      asked: by the next level below that keeps the operand, or by the MACs; one access serves all branches that want
+        the same word, through levels that do not keep it as well.
+    """
+
+    tile: jax.Array
+    entering: jax.Array
+    first: jax.Array
+    blind: jax.Array
+    asked: jax.Array
+
+
+class Traffic(NamedTuple):
+    """A nest, and its sweeps and words by operand."""
+
+    nest: Nest
+    sweeps: tuple[Sweep, ...]
+    words: tuple[Words, ...]
+
+
+def count_traffic(operation: Operation, mapping: Mapping, conventions: Conventions) -> Traffic:
+    """Works out what enters every level; as `hw.accesses.count`, but with a trailing batch axis."""
+    nest = settle(_make_nest(operation, mapping))
+    sweeps = settle(tuple(_sweep(nest, operand) for operand in range(len(OPERANDS))))
+    words = (
+        _tile_words(nest, sweeps[WEIGHTS], WEIGHTS),
+        _window_words(nest, sweeps[INPUTS], conventions),
+        _tile_words(nest, sweeps[OUTPUTS], OUTPUTS),
+    )
+    return Traffic(nest, sweeps, settle(words))
+
+
+def _make_nest(operation: Operation, mapping: Mapping) -> Nest:
+    temporal = pick(mapping.temporal, FROM_LOOPS)
+    fan_out = pick(mapping.spatial[:, 0] * mapping.spatial[:, 1], FROM_LOOPS)
+    ones = jnp.ones_like(temporal[0] * fan_out[0])
+    branch, step, spanned, temporal_above, fan_out_above = [ones], [], [], [ones], [ones]
+    for l in range(len(temporal)):
+        step.append(branch[l] * fan_out[l])
+        spanned.append(step[l] * temporal[l])
+        branch.append(spanned[l])
+    for l in range(len(temporal) - 1, 0, -1):
+        temporal_above.insert(0, temporal_above[0] * temporal[l])
+        fan_out_above.insert(0, fan_out_above[0] * fan_out[l])
+    return Nest(
+        bounds=pick(operation.bounds, FROM_LOOPS),
+        stride=operation.stride,
+        dilation=operation.dilation,
+        keep=mapping.keep,
+        rank=pick(mapping.order, FROM_LOOPS),
+        temporal=temporal,
+        fan_out=fan_out,
+        branch=jnp.stack(branch[:-1]),
+        step=jnp.stack(step),
+        spanned=jnp.stack(spanned),
+        temporal_above=jnp.stack(temporal_above),
+        fan_out_above=jnp.stack(fan_out_above),
+    )
+
+
+def _sweep(nest: Nest, operand: int) -> Sweep:
+    absent = 1.0 - present(nest.temporal)
+    rank = pick(nest.rank, PLACED[operand])
+    still_inside = product_of(jnp.where(nest.rank[:, j, None] < rank, absent[:, j, None], 1.0) for j in MOVING[operand])
+    idle = pick(nest.temporal, IDLE[operand])
+    repeats = 1.0 + (1.0 - still_inside[:, : idle.shape[1]]) * (idle - 1.0)
+    return Sweep(
+        still_inside=still_inside,
+        still=over(absent, MOVING[operand]),
+        relevant=over(nest.temporal, MOVING[operand]),
+        repeats=over(repeats, range(idle.shape[1])),
+    )
+
+
+def _tile_words(nest: Nest, sweep: Sweep, operand: int) -> Words:
+    """Weights and outputs: every word enters once, and again whenever a loop that does not move it goes on outside."""
+    moving, idle = MOVING[operand], IDLE[operand]
+    first = over(nest.bounds, moving)[None] / over(nest.fan_out_above, moving)
+    afresh = sweep.repeats * over(nest.temporal_above, idle)
+    repeats = [jnp.ones_like(first[0])]
+    for m in range(nest.num_levels - 1, 0, -1):
+        repeats.insert(0, (1.0 - sweep.still[m]) * afresh[m] + sweep.still[m] * repeats[0])
+    asked = [over(nest.bounds, idle) / over(nest.fan_out[0] * nest.fan_out_above[0], idle)]
+    for l in range(nest.num_levels - 1):
+        asked.append(jnp.where(nest.keep[l, operand] > 0.5, repeats[l], asked[l]))
+    tile = over(jnp.minimum(nest.spanned, nest.bounds[None]), moving)
+    return Words(tile, first * jnp.stack(repeats), first, first, first * jnp.stack(asked))
+
+
+class Window(NamedTuple):
+    """The input tile of every level, and how the sliding loops move it.
+
+    Attributes:
+      boxed: what multiplies the inputs of the window: groups, batch and channels of the tile, (L, B).
+      tile: iterations of the sliding loops, at most the bound, (L, 4, B).
+      below: the same of the next level below that keeps inputs, or of a MAC, (L, 4, B).
+      extents: inputs along width and height, (L, 2, B).
+      box: inputs of the bounding box, (L, B).
+      touched: those of them that the tiles below reach, (L, B).
+      padding: padded extent over the bound of each sliding loop, one where the factors divide it, (L, 4, B).
+      tiles: tiles along all loops above that move the inputs, times what multiplies the words of each, (L, B).
+      step: inputs that an iteration moves the window by, (L, 4, B).
+      first: 1 for a sliding loop that is the innermost to move the inputs, (L, 4, B).
+      others: iterations of the loops that move the inputs, without each sliding one, (L, 4, B).
+      afresh: iterations if the innermost to move the inputs is no sliding loop, else zero, (L, B).
+    """
+
+    boxed: jax.Array
+    tile: jax.Array
+    below: jax.Array
+    extents: jax.Array
+    box: jax.Array
+    touched: jax.Array
+    padding: jax.Array
+    tiles: jax.Array
+    step: jax.Array
+    first: jax.Array
+    others: jax.Array
+    afresh: jax.Array
+
+
+def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
+    """Input tiles from a nest and the inputs' sweep."""
+    tile = jnp.minimum(pick(nest.spanned, SLIDING), pick(nest.bounds, SLIDING)[None])
+    extent = box_extent if conventions.gaps else distinct_offsets
+    extents = extent(tile[:, :2], tile[:, 2:], nest.stride[None], nest.dilation[None])
+    box = extents[:, 0] * extents[:, 1]
+    below = [jnp.ones_like(tile[0])]
+    for l in range(nest.num_levels - 1):
+        below.append(jnp.where(nest.keep[l, INPUTS, None] > 0.5, tile[l], below[l]))
+    above = nest.temporal_above * nest.fan_out_above
+    # Edge tiles move only the words that exist.
+    padding = tile * pick(above, SLIDING) / pick(nest.bounds, SLIDING)[None]
+    tiles = over(nest.bounds, BOXED)[None] / (over(above, BOXED) * over(padding, range(4)))
+    temporal = pick(nest.temporal, SLIDING)
+    first = present(temporal) * sweep.still_inside[:, 1:]
+    boxed, (p, q, r, s) = over(nest.temporal, BOXED), (temporal[:, i] for i in range(4))
+    return Window(
+        boxed=over(jnp.minimum(nest.spanned, nest.bounds[None]), BOXED),
+        tile=tile,
+        below=jnp.stack(below),
+        extents=extents,
+        box=box,
+        touched=touched_inputs(nest, tile, jnp.stack(below)) if conventions.gaps else box,
+        padding=padding,
+        tiles=tiles,
+        step=nest.window_step,
+        first=first,
+        others=jnp.stack([boxed * q * r * s, boxed * p * r * s, boxed * p * q * s, boxed * p * q * r], axis=1),
+        afresh=sweep.relevant * (1.0 - sweep.still - total(first)),
+    )
+
+
+def touched_inputs(nest: Nest, tile: jax.Array, below: jax.Array) -> jax.Array:
+    """Inputs of tiles that the tiles below them reach, (L, 4, B) twice -> (L, B)."""
+    touched = touched_extent(
+        tile[:, :2], tile[:, 2:], below[:, :2], below[:, 2:], nest.stride[None], nest.dilation[None]
+    )
+    return touched[:, 0] * touched[:, 1]
+
+
+class Slide(NamedTuple):
+    """What enters the window of one level while the M levels above move it.
+
+    Attributes:
+      strip: extent that enters per step, along the axis a loop slides, if halos are kept, (M, 4, B).
+      new: inputs that enter per step, (M, 4, B).
+      advance: steps beyond the first position, (M, 4, B).
+      inputs: that enter over all loops of a level: the innermost that moves the inputs slides, others start afresh,
+        (M, B).
+      blind: of those, how many are written without a read: as many as the tile's products touch, at most all, (M, B).
+    """
+
+    strip: jax.Array
+    new: jax.Array
+    advance: jax.Array
+    inputs: jax.Array
+    blind: jax.Array
+
+
+def slide(nest: Nest, window: Window, l: int, conventions: Conventions) -> Slide:
+    """Slides the window of level l by the temporal loops of the levels above."""
+    box, touched, padding = window.box[l, None, None], window.touched[l, None, None], window.padding[l][None]
+    strip = jnp.minimum(window.step[l + 1 :], twice(window.extents[l]))
+    new = strip * twice(window.extents[l][::-1]) if conventions.halo_reuse else jnp.broadcast_to(box, strip.shape)
+    advance = pick(nest.temporal[l + 1 :], SLIDING) - padding
+    runs = window.first[l + 1 :] * window.others[l + 1 :]
+    afresh = window.afresh[l + 1 :]
+    inputs = total(runs * (padding * box + advance * new)) + afresh * box[0]
+    blind = total(runs * (padding * touched + advance * jnp.minimum(new, touched))) + afresh * touched[0]
+    return Slide(strip, new, advance, inputs, blind)
+
+
+def _window_words(nest: Nest, sweep: Sweep, conventions: Conventions) -> Words:
+    """Inputs: as other operands, but the window that enters next may share its halo with the one before."""
+    window = settle(make_window(nest, sweep, conventions))
+    outside = over(nest.temporal_above, MOVING[INPUTS])
+    repeats = sweep.repeats * nest.temporal_above[:, K]
+    entering, first, blind = [], [], []
+    for l in range(nest.num_levels):
+        waiting = jnp.ones_like(window.box[l])
+        words = jnp.zeros_like(waiting), jnp.zeros_like(waiting), jnp.zeros_like(waiting)
+        if l + 1 < nest.num_levels:
+            slid = slide(nest, window, l, conventions)
+        for i, m in enumerate(range(l + 1, nest.num_levels)):
+            inputs = waiting * outside[m] * slid.inputs[i]
+            enters = inputs * repeats[m], inputs, waiting * outside[m] * slid.blind[i]
+            words = tuple(map(operator.add, words, enters))
+            waiting = waiting * sweep.still[m] * sweep.relevant[m]
+        entering.append(words[0] + waiting * window.box[l])
+        first.append(words[1] + waiting * window.box[l])
+        blind.append(words[2] + waiting * window.touched[l])
+    entering, first, blind = (window.tiles * jnp.stack(inputs) for inputs in (entering, first, blind))
+    multicast = over(nest.fan_out, BOXED) * distinct_windows(nest, *window_fan_out(nest))
+    every = range(len(GROUPED))
+    asked = [over(nest.bounds, every) / over(nest.fan_out[0] * nest.fan_out_above[0], every) * multicast[0]]
+    for l in range(nest.num_levels - 1):
+        asked.append(jnp.where(nest.keep[l, INPUTS] > 0.5, entering[l], asked[l]) * multicast[l + 1])
+    return Words(window.boxed * window.box, entering, first, blind, jnp.stack(asked))
+
+
+def window_fan_out(nest: Nest) -> tuple[jax.Array, jax.Array]:
+    """Fan-out of the sliding loops, and their iterations between branches, (L, 4, B) each."""
+    return pick(nest.fan_out, SLIDING), pick(nest.branch, SLIDING)
+
+
+def distinct_windows(nest: Nest, fan_out: jax.Array, branch: jax.Array) -> jax.Array:
+    """Different windows among the branches below each level, (L, 4, B) twice -> (L, B)."""
+    steps = nest.stride[None] * branch[:, :2], nest.dilation[None] * branch[:, 2:]
+    different = distinct_offsets(fan_out[:, :2], fan_out[:, 2:], *steps)
+    return different[:, 0] * different[:, 1]
+
+
+def present(factor: jax.Array) -> jax.Array:
+    """Gate of a loop: 0 at a factor of 1, 1 from 2 on, with a continuous slope between."""
+    x = jnp.clip(factor - 1.0, 0.0, 1.0)
+    return x * x * (3.0 - 2.0 * x)
+
+
+def pick(x: jax.Array, loops: Iterable[int]) -> jax.Array:
+    """Some of the loops: (..., 8, B) -> (..., n, B)."""
+    return jnp.stack([x[..., d, :] for d in loops], axis=-2)
+
+
+def over(x: jax.Array, loops: Iterable[int]) -> jax.Array:
+    """Product over some of the loops: (..., n, B) -> (..., B)."""
+    return product_of(x[..., d, :] for d in loops)
+
+
+def total(x: jax.Array) -> jax.Array:
+    """Sum over the loops: (..., n, B) -> (..., B)."""
+    return reduce(operator.add, (x[..., d, :] for d in range(x.shape[-2])))
+
+
+def product_of(factors: Iterable[jax.Array]) -> jax.Array:
+    return reduce(operator.mul, factors)
+
+
+def twice(axes: jax.Array) -> jax.Array:
+    """Of width and height, for outputs and for taps: (2, B) -> (1, 4, B)."""
+    return jnp.concatenate([axes, axes])[None]
