@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 after a mistake of the user, told in one line; 130 after Ctrl-C; 141 where the output's reader
       has gone.
     """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a model of the user's own lies where the command is run, as for `python -m`
     try:
         command = _parse(list(sys.argv[1:] if argv is None else argv))
         match command:

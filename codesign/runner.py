@@ -257,9 +257,12 @@ class Run:
         rundir.append_metrics(self.directory, record)
 
     def _epoch(self, stage: Stage) -> int:
-        """Epochs of the same method before a stage; tries beside each other all start at zero."""
-        earlier = self.stages[: self.stages.index(stage)]
-        return sum(s.epochs for s in earlier if s.method == stage.method and s.finish != "try")
+        """Epochs of the same method before a stage; of several tries, which all start at zero, one counts."""
+        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.method == stage.method]
+        tries = [s.epochs for s in earlier if s.finish == "try"]
+        if stage.finish == "try":
+            return 0
+        return sum(tries[:1]) + sum(s.epochs for s in earlier if s.finish != "try")
 
     def _evaluate(self, quantised: bool, split: str) -> Metrics:
         """Loss and accuracy of the current network on a split."""

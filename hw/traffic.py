@@ -368,6 +368,7 @@ def total(x: jax.Array) -> jax.Array:
 
 
 def product_of(factors: Iterable[jax.Array]) -> jax.Array:
+    """Product of arrays of one shape, at least one."""
     return reduce(operator.mul, factors)
 
 
