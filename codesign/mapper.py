@@ -2,7 +2,7 @@
 
 A mapping is searched as integer factors in *slots* (temporal factors of every level below DRAM, spatial factors where the
 chip has a fan-out); the DRAM factor is whatever is left, rounded up, so that every proposal covers its operation. One jitted
-loop advances all chains of all operations (and of several chips) together.
+loop advances all chains of all operations together.
 """
 
 from __future__ import annotations

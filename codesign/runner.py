@@ -43,7 +43,7 @@ from nets.data import Dataset, batches
 from nets.precision import LayerRule, freeze
 from nets.training import Metrics, evaluate
 
-_FINAL_EFFORT = 4  # mappings tried per operation in a final evaluation, as a multiple of those of one refresh
+_FINAL_EFFORT = 4  # mappings tried per operation in a final evaluation, as a multiple of `search.evaluations`
 _CHECKPOINT_STEPS = 200  # steps lost at most by a kill
 _COST_KEYS = ("energy_uj", "latency_ms", "edp_js", "area_mm2", "power_mw", "accuracy")
 _CURVES = {"energy": ("energy_uj", 1e6), "latency": ("latency_ms", 1e3), "area": ("area_mm2", 1e6)}
@@ -199,9 +199,7 @@ class Run:
         slot = f"try {choose(self.notes['tries'][stage.method])}" if stage.start == "best" else stage.start
         state = self.states[slot]
         if stage.bits is not None:
-            rule = LayerRule(*(stage.bits,) * 4)
-            precision, quant_state = calibrate(self.task.forward, state.params, state.rest, self.dataset, rule)
-            state = dataclasses.replace(state, precision=precision, quant_state=quant_state)
+            state = self._with_formats(state, LayerRule(*(stage.bits,) * 4))
         elif stage.phase.quantised and not stage.phase.learn_bits:
             # Flags stay as they are, so that every state of a run has one structure.
             frozen = dataclasses.replace(freeze(state.precision), learned=state.precision.learned)
@@ -274,11 +272,13 @@ class Run:
 
     def _calibrate(self, stage: Stage, key: jax.Array) -> None:
         """Fit formats to the pretrained network."""
-        state = self.states["current"]
-        rule = initial_rule(self.config.precision)
-        precision, quant_state = calibrate(self.task.forward, state.params, state.rest, self.dataset, rule)
-        state = dataclasses.replace(state, precision=precision, quant_state=quant_state)
+        state = self._with_formats(self.states["current"], initial_rule(self.config.precision))
         self.states = dict.fromkeys(self.states, state)
+
+    def _with_formats(self, state: State, rule: LayerRule) -> State:
+        """The state with formats of one rule for every layer, fitted to its network as it stands."""
+        precision, quant_state = calibrate(self.task.forward, state.params, state.rest, self.dataset, rule)
+        return dataclasses.replace(state, precision=precision, quant_state=quant_state)
 
     def _try(self, stage: Stage, key: jax.Array) -> None:
         """Keep the state of one try, with what it is chosen by: validation accuracy and what it pays for."""
