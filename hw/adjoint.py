@@ -23,9 +23,10 @@ from hw.traffic import (
     IDLE,
     INPUTS,
     MOVING,
+    OUTPUTS,
     PLACED,
     SLIDING,
-    TIMELOOP,
+    WEIGHTS,
     K,
     Nest,
     Slide,
@@ -34,12 +35,10 @@ from hw.traffic import (
     Window,
     Words,
     distinct_windows,
-    make_window,
     over,
     pick,
     present,
     settle,
-    slide,
     total,
     touched_inputs,
     twice,
@@ -120,10 +119,11 @@ def pull_back(
     """
     nest = traffic.nest
     shares = Shares(nest.num_levels)
-    of_sweeps = []
-    for operand, (sweep, known, given) in enumerate(zip(traffic.sweeps, traffic.words, words, strict=True)):
-        pull = _pull_windows if operand == INPUTS else _pull_tiles
-        of_sweeps.append(pull(nest, sweep, operand, known, given, shares))
+    of_sweeps = (
+        _pull_tiles(traffic, WEIGHTS, words[WEIGHTS], shares),
+        _pull_windows(traffic, words[INPUTS], shares),
+        _pull_tiles(traffic, OUTPUTS, words[OUTPUTS], shares),
+    )
     shares.fan_out_above.add(ALL, instances * over(nest.fan_out_above, ALL))
     for operand, (sweep, of_sweep) in enumerate(zip(traffic.sweeps, settle(of_sweeps), strict=True)):
         idle = IDLE[operand]
@@ -133,8 +133,9 @@ def pull_back(
     return _collect(nest, spatial, shares, of_cycles, fanout)
 
 
-def _pull_tiles(nest: Nest, sweep: Sweep, operand: int, words: Words, given: Words, shares: Shares) -> SweepShares:
+def _pull_tiles(traffic: Traffic, operand: int, given: Words, shares: Shares) -> SweepShares:
     """Weights and outputs."""
+    nest, sweep, words = traffic.nest, traffic.sweeps[operand], traffic.words[operand]
     moving, idle = MOVING[operand], IDLE[operand]
     repeats = words.entering / words.first
     of_repeats, of_asked = _pull_asked(
@@ -177,13 +178,13 @@ def _pull_asked(
     return jnp.stack(of_entering), jnp.stack(of_asked)
 
 
-def _pull_windows(nest: Nest, sweep: Sweep, operand: int, words: Words, given: Words, shares: Shares) -> SweepShares:
+def _pull_windows(traffic: Traffic, given: Words, shares: Shares) -> SweepShares:
     """Inputs."""
-    window = settle(make_window(nest, sweep, TIMELOOP))
+    nest, words, window = traffic.nest, traffic.words[INPUTS], traffic.window
     fan_out, branch = window_fan_out(nest)
     different, pull = jax.vjp(lambda *x: distinct_windows(nest, *x), fan_out, branch)
     multicast = different * over(nest.fan_out, BOXED)
-    of_entering, of_asked = settle(_pull_asked(nest.keep[:, operand], given.entering, given.asked, multicast))
+    of_entering, of_asked = settle(_pull_asked(nest.keep[:, INPUTS], given.entering, given.asked, multicast))
     of_asked = of_asked * words.asked
     of_fan_out, of_branch = pull(of_asked / different)
     shares.fan_out.add(BOXED, of_asked)
@@ -197,7 +198,7 @@ def _pull_windows(nest: Nest, sweep: Sweep, operand: int, words: Words, given: W
     given = given._replace(entering=of_entering * window.tiles, first=given.first * window.tiles)
     given = settle(given._replace(blind=given.blind * window.tiles))
     sums = _OuterSums(nest.num_levels, window)
-    pieces = [_pull_level(nest, sweep, window, given, l, sums) for l in range(nest.num_levels)]
+    pieces = [_pull_level(traffic, given, l, sums) for l in range(nest.num_levels)]
     of_extents, of_touched, of_padding = (jnp.stack(piece) for piece in zip(*pieces, strict=True))
     outer = sums.stack()
     shares.temporal_above.add((K,), outer.repeats)
@@ -244,13 +245,12 @@ class _OuterSums:
         return self.Stacked(*(jnp.stack(kind) for kind in zip(*self.levels, strict=True)))
 
 
-def _pull_level(
-    nest: Nest, sweep: Sweep, window: Window, given: Words, l: int, sums: _OuterSums
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _pull_level(traffic: Traffic, given: Words, l: int, sums: _OuterSums) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of extents (2, B) and touched inputs (B,), shares of padding (4, B), of the window of level l.
 
     `given` holds cotangents of inputs that enter, before `Window.tiles` multiplies them.
     """
+    nest, sweep, window = traffic.nest, traffic.sweeps[INPUTS], traffic.window
     outers = range(l + 1, nest.num_levels)
     entering, first, blind = given.entering[l], given.first[l], given.blind[l]
     waiting = [jnp.ones_like(entering)]
@@ -260,7 +260,7 @@ def _pull_level(
     of_touched = waiting[-1] * blind
     of_extents, of_padding = jnp.zeros_like(window.extents[l]), jnp.zeros_like(window.padding[l])
     if outers:
-        slid = slide(nest, window, l, TIMELOOP)
+        slid = traffic.slides[l]
         share = waiting[-1] * ((entering + first) * window.box[l] + blind * window.touched[l])
         of_inputs: list[jax.Array] = []
         of_blind: list[jax.Array] = []

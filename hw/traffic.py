@@ -125,24 +125,79 @@ class Words(NamedTuple):
     asked: jax.Array
 
 
+class Window(NamedTuple):
+    """The input tile of every level, and how the sliding loops move it.
+
+    Attributes:
+      boxed: what multiplies the inputs of the window: groups, batch and channels of the tile, (L, B).
+      tile: iterations of the sliding loops, at most the bound, (L, 4, B).
+      below: the same of the next level below that keeps inputs, or of a MAC, (L, 4, B).
+      extents: inputs along width and height, (L, 2, B).
+      box: inputs of the bounding box, (L, B).
+      touched: those of them that the tiles below reach, (L, B).
+      padding: padded extent over the bound of each sliding loop, one where the factors divide it, (L, 4, B).
+      tiles: tiles along all loops above that move the inputs, times what multiplies the words of each, (L, B).
+      step: inputs that an iteration moves the window by, (L, 4, B).
+      first: 1 for a sliding loop that is the innermost to move the inputs, (L, 4, B).
+      others: iterations of the loops that move the inputs, without each sliding one, (L, 4, B).
+      afresh: iterations if the innermost to move the inputs is no sliding loop, else zero, (L, B).
+    """
+
+    boxed: jax.Array
+    tile: jax.Array
+    below: jax.Array
+    extents: jax.Array
+    box: jax.Array
+    touched: jax.Array
+    padding: jax.Array
+    tiles: jax.Array
+    step: jax.Array
+    first: jax.Array
+    others: jax.Array
+    afresh: jax.Array
+
+
+class Slide(NamedTuple):
+    """What enters the window of one level while the M levels above move it.
+
+    Attributes:
+      strip: extent that enters per step, along the axis a loop slides, if halos are kept, (M, 4, B).
+      new: inputs that enter per step, (M, 4, B).
+      advance: steps beyond the first position, (M, 4, B).
+      inputs: that enter over all loops of a level: the innermost that moves the inputs slides, others start afresh,
+        (M, B).
+      blind: of those, how many are written without a read: as many as the tile's products touch, at most all, (M, B).
+    """
+
+    strip: jax.Array
+    new: jax.Array
+    advance: jax.Array
+    inputs: jax.Array
+    blind: jax.Array
+
+
 class Traffic(NamedTuple):
-    """A nest, and its sweeps and words by operand."""
+    """A nest, its sweeps and words by operand, and the windows of the inputs and how they slide, by level."""
 
     nest: Nest
     sweeps: tuple[Sweep, ...]
     words: tuple[Words, ...]
+    window: Window
+    slides: list[Slide]
 
 
 def count_traffic(operation: Operation, mapping: Mapping, conventions: Conventions) -> Traffic:
     """Works out what enters every level; as `hw.accesses.count`, but with a trailing batch axis."""
     nest = settle(_make_nest(operation, mapping))
     sweeps = settle(tuple(_sweep(nest, operand) for operand in range(len(OPERANDS))))
+    window = settle(make_window(nest, sweeps[INPUTS], conventions))
+    slides = settle([slide(nest, window, l, conventions) for l in range(nest.num_levels - 1)])
     words = (
         _tile_words(nest, sweeps[WEIGHTS], WEIGHTS),
-        _window_words(nest, sweeps[INPUTS], conventions),
+        _window_words(nest, sweeps[INPUTS], window, slides),
         _tile_words(nest, sweeps[OUTPUTS], OUTPUTS),
     )
-    return Traffic(nest, sweeps, settle(words))
+    return Traffic(nest, sweeps, settle(words), window, slides)
 
 
 def _make_nest(operation: Operation, mapping: Mapping) -> Nest:
@@ -202,38 +257,6 @@ def _tile_words(nest: Nest, sweep: Sweep, operand: int) -> Words:
     return Words(tile, first * jnp.stack(repeats), first, first, first * jnp.stack(asked))
 
 
-class Window(NamedTuple):
-    """The input tile of every level, and how the sliding loops move it.
-
-    Attributes:
-      boxed: what multiplies the inputs of the window: groups, batch and channels of the tile, (L, B).
-      tile: iterations of the sliding loops, at most the bound, (L, 4, B).
-      below: the same of the next level below that keeps inputs, or of a MAC, (L, 4, B).
-      extents: inputs along width and height, (L, 2, B).
-      box: inputs of the bounding box, (L, B).
-      touched: those of them that the tiles below reach, (L, B).
-      padding: padded extent over the bound of each sliding loop, one where the factors divide it, (L, 4, B).
-      tiles: tiles along all loops above that move the inputs, times what multiplies the words of each, (L, B).
-      step: inputs that an iteration moves the window by, (L, 4, B).
-      first: 1 for a sliding loop that is the innermost to move the inputs, (L, 4, B).
-      others: iterations of the loops that move the inputs, without each sliding one, (L, 4, B).
-      afresh: iterations if the innermost to move the inputs is no sliding loop, else zero, (L, B).
-    """
-
-    boxed: jax.Array
-    tile: jax.Array
-    below: jax.Array
-    extents: jax.Array
-    box: jax.Array
-    touched: jax.Array
-    padding: jax.Array
-    tiles: jax.Array
-    step: jax.Array
-    first: jax.Array
-    others: jax.Array
-    afresh: jax.Array
-
-
 def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
     """Input tiles from a nest and the inputs' sweep."""
     tile = jnp.minimum(pick(nest.spanned, SLIDING), pick(nest.bounds, SLIDING)[None])
@@ -274,25 +297,6 @@ def touched_inputs(nest: Nest, tile: jax.Array, below: jax.Array) -> jax.Array:
     return touched[:, 0] * touched[:, 1]
 
 
-class Slide(NamedTuple):
-    """What enters the window of one level while the M levels above move it.
-
-    Attributes:
-      strip: extent that enters per step, along the axis a loop slides, if halos are kept, (M, 4, B).
-      new: inputs that enter per step, (M, 4, B).
-      advance: steps beyond the first position, (M, 4, B).
-      inputs: that enter over all loops of a level: the innermost that moves the inputs slides, others start afresh,
-        (M, B).
-      blind: of those, how many are written without a read: as many as the tile's products touch, at most all, (M, B).
-    """
-
-    strip: jax.Array
-    new: jax.Array
-    advance: jax.Array
-    inputs: jax.Array
-    blind: jax.Array
-
-
 def slide(nest: Nest, window: Window, l: int, conventions: Conventions) -> Slide:
     """Slides the window of level l by the temporal loops of the levels above."""
     box, touched, padding = window.box[l, None, None], window.touched[l, None, None], window.padding[l][None]
@@ -306,26 +310,23 @@ def slide(nest: Nest, window: Window, l: int, conventions: Conventions) -> Slide
     return Slide(strip, new, advance, inputs, blind)
 
 
-def _window_words(nest: Nest, sweep: Sweep, conventions: Conventions) -> Words:
+def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide]) -> Words:
     """Inputs: as other operands, but the window that enters next may share its halo with the one before."""
-    window = settle(make_window(nest, sweep, conventions))
     outside = over(nest.temporal_above, MOVING[INPUTS])
     repeats = sweep.repeats * nest.temporal_above[:, K]
-    entering, first, blind = [], [], []
+    inputs = []
     for l in range(nest.num_levels):
         waiting = jnp.ones_like(window.box[l])
-        words = jnp.zeros_like(waiting), jnp.zeros_like(waiting), jnp.zeros_like(waiting)
-        if l + 1 < nest.num_levels:
-            slid = slide(nest, window, l, conventions)
+        entering, first, blind = jnp.zeros_like(waiting), jnp.zeros_like(waiting), jnp.zeros_like(waiting)
         for i, m in enumerate(range(l + 1, nest.num_levels)):
-            inputs = waiting * outside[m] * slid.inputs[i]
-            enters = inputs * repeats[m], inputs, waiting * outside[m] * slid.blind[i]
-            words = tuple(map(operator.add, words, enters))
+            reach = waiting * outside[m]
+            entering = entering + reach * slides[l].inputs[i] * repeats[m]
+            first = first + reach * slides[l].inputs[i]
+            blind = blind + reach * slides[l].blind[i]
             waiting = waiting * sweep.still[m] * sweep.relevant[m]
-        entering.append(words[0] + waiting * window.box[l])
-        first.append(words[1] + waiting * window.box[l])
-        blind.append(words[2] + waiting * window.touched[l])
-    entering, first, blind = (window.tiles * jnp.stack(inputs) for inputs in (entering, first, blind))
+        afresh = waiting * window.box[l]
+        inputs.append((entering + afresh, first + afresh, blind + waiting * window.touched[l]))
+    entering, first, blind = (window.tiles * jnp.stack(kind) for kind in zip(*inputs, strict=True))
     multicast = over(nest.fan_out, BOXED) * distinct_windows(nest, *window_fan_out(nest))
     every = range(len(GROUPED))
     asked = [over(nest.bounds, every) / over(nest.fan_out[0] * nest.fan_out_above[0], every) * multicast[0]]

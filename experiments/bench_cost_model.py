@@ -1,0 +1,221 @@
+"""Speed of the cost model: exact counts and their gradients, against the batch size.
+
+``python -m experiments.bench_cost_model [--json] [--quick]``, two minutes on two cores (``--quick``: half a minute).
+
+One *evaluation* is one operation under one mapping on one chip: the full exact count of a nest on four levels (eight
+loops, any order, any keep set, halos, all three passes), priced by the chip's energy per word and bandwidth of each
+level and checked against its capacities. A *value-and-gradient* adds the gradient of log energy + log latency with
+respect to all tiling factors and all prices of the chip. Every row of a batch has its own operation, mapping and chip.
+float32; on CPU in pieces that stay in the cache, each core a device of its own; on an accelerator in one piece.
+
+Also timed: `hw.cost.evaluate`, the whole price with voltages, widths and wires, on one chip.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hw import LOOPS, PASSES, Mapping, Operation, count, make_operation, stack_operations
+from hw.batching import in_chunks
+from hw.chip import make_chip
+from hw.cost import evaluate
+
+LEVELS = 4
+PIECE = 128
+"""Rows whose temporaries fit the cache of a core; measured: 256 is 10 % and 1024 is 100 % slower."""
+BATCHES = (1, 16, 256, 4096, 16_384, 65_536, 262_144, 1_048_576)
+QUICK_BATCHES = (256, 16_384, 65_536)
+REFERENCE_BATCH = 65_536
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Speed of the cost model: exact counts and their gradients, against the batch size.
+
+    Attributes:
+      json: print one JSON object instead of text.
+      quick: three batch sizes only.
+    """
+
+    json: bool = False
+    quick: bool = False
+
+
+class Prices(NamedTuple):
+    """What a chip charges: joules per product, and joules, words per cycle and capacity in words of each level."""
+
+    product: jax.Array
+    word: jax.Array
+    bandwidth: jax.Array
+    capacity: jax.Array
+
+
+class Designs(NamedTuple):
+    """One operation, mapping and chip; a batch of them has a leading axis."""
+
+    operation: Operation
+    mapping: Mapping
+    prices: Prices
+
+
+def evaluate_design(design: Designs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Energy, cycles and excess of capacity."""
+    accesses, prices = count(design.operation, design.mapping), design.prices
+    words = jnp.sum(accesses.reads + accesses.fills + accesses.updates, axis=1)
+    energy = accesses.macs * prices.product + jnp.sum(words * accesses.instances * prices.word)
+    cycles = jnp.maximum(accesses.compute_cycles, jnp.max(words / prices.bandwidth))
+    excess = jnp.sum(jnp.maximum(jnp.sum(accesses.footprint, axis=1) / prices.capacity - 1.0, 0.0))
+    return energy, cycles, excess
+
+
+def value_and_gradient(design: Designs) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Prices]]:
+    """Log energy + log cycles + excess, and its gradient in temporal and spatial factors and in prices."""
+
+    def objective(temporal: jax.Array, spatial: jax.Array, prices: Prices) -> jax.Array:
+        mapping = Mapping(temporal, spatial, design.mapping.order, design.mapping.keep)
+        energy, cycles, excess = evaluate_design(Designs(design.operation, mapping, prices))
+        return jnp.log(energy) + jnp.log(cycles) + excess
+
+    differentiated = jax.value_and_grad(objective, argnums=(0, 1, 2))
+    return differentiated(design.mapping.temporal, design.mapping.spatial, design.prices)
+
+
+def random_designs(number: int, seed: int = 0) -> Designs:
+    """Convolutions in all passes under random factors, orders and keep sets, as numpy arrays."""
+    rng = np.random.default_rng(seed)
+    sizes: dict[str, Any] = {"N": 4, "K": 64, "C": 32, "P": 16, "Q": 16, "R": 3, "S": 3}
+    operations = stack_operations([make_operation(**sizes, pass_=pass_) for pass_ in PASSES])
+    picked = rng.integers(0, len(PASSES), number)
+    factors = np.ones((number, 3 * LEVELS, len(LOOPS)), np.float32)
+    for loop, bound in sizes.items():
+        primes = [3] if bound == 3 else [2] * (bound.bit_length() - 1)
+        for prime in primes:
+            factors[np.arange(number), rng.integers(0, 3 * LEVELS, number), LOOPS.index(loop)] *= prime
+    order = rng.permuted(np.tile(np.arange(len(LOOPS), dtype=np.int32), (number, LEVELS, 1)), axis=-1)
+    keep = (rng.random((number, LEVELS, 3)) < 0.7).astype(np.float32)
+    keep[:, -1] = 1.0
+    spatial = factors[:, LEVELS:].reshape(number, LEVELS, 2, len(LOOPS))
+    scale = rng.uniform(0.5, 2.0, (number, 3 * LEVELS + 1)).astype(np.float32)
+    scale *= np.array([1.0, 0.5, 3.0, 8.0, 100.0, 2.0, 2.0, 64.0, 8.0, 64.0, 512.0, 1e5, 1e9], np.float32)
+    return Designs(
+        jax.tree.map(lambda leaf: np.asarray(leaf)[picked], operations),
+        Mapping(factors[:, :LEVELS], spatial, order, keep),  # type: ignore[arg-type]  # moved to the devices later
+        Prices(scale[:, 0], scale[:, 1:5], scale[:, 5:9], scale[:, 9:13]),  # type: ignore[arg-type]
+    )
+
+
+class Timing(NamedTuple):
+    compile_s: float
+    per_s: float
+
+
+def measure(function: Callable, designs: Designs, rows: int, min_seconds: float = 1.0) -> Timing:
+    """Compiles a function of one design for a batch of rows over all devices, and times it at its best."""
+    devices = jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)]
+    mesh = Mesh(np.array(devices), ("batch",))
+    batched = jax.vmap(function)
+    if jax.default_backend() == "cpu":
+        batched = in_chunks(batched, PIECE)
+    batched = jax.shard_map(batched, mesh=mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch"))
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    batch = jax.device_put(jax.tree.map(lambda leaf: np.resize(leaf, (rows, *leaf.shape[1:])), designs), sharding)
+    start = time.perf_counter()
+    compiled = jax.jit(batched).lower(batch).compile()
+    compile_s = time.perf_counter() - start
+    jax.block_until_ready(compiled(batch))
+    best, spent = float("inf"), 0.0
+    while spent < min_seconds:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(batch))
+        best = min(best, time.perf_counter() - start)
+        spent += time.perf_counter() - start
+    return Timing(compile_s, rows / best)
+
+
+def bytes_per_second() -> float:
+    """Speed at which all cores together add two arrays that do not fit the caches, in bytes read and written."""
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    size = 2**24 * jax.device_count()
+    array = jax.device_put(np.ones(size, np.float32), sharding)
+    add = jax.jit(lambda a, b: a + b)
+    jax.block_until_ready(add(array, array))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(add(array, array))
+        best = min(best, time.perf_counter() - start)
+    return 2 * array.nbytes / best  # the two summands are one array, read once
+
+
+def run(batches: Sequence[int]) -> dict:
+    """All figures; see the module's text."""
+    designs = random_designs(REFERENCE_BATCH)
+    by_batch = {}
+    for rows in batches:
+        values, gradients = (measure(f, designs, rows) for f in (evaluate_design, value_and_gradient))
+        by_batch[rows] = {
+            "evaluations_per_s": values.per_s,
+            "value_and_gradients_per_s": gradients.per_s,
+            "compile_s": values.compile_s,
+            "gradient_compile_s": gradients.compile_s,
+        }
+    whole = measure(partial(_evaluate_on, make_chip(), jnp.full(3, 8.0)), designs, REFERENCE_BATCH)
+    best = {
+        name: max(row[name] for row in by_batch.values()) for name in ("evaluations_per_s", "value_and_gradients_per_s")
+    }
+    # An evaluation must at least read its operation, mapping and prices once.
+    bytes_read = sum(leaf.nbytes for leaf in jax.tree.leaves(designs)) / REFERENCE_BATCH
+    return best | {
+        "compile_s": by_batch[max(batches)]["compile_s"],
+        "gradient_compile_s": by_batch[max(batches)]["gradient_compile_s"],
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "roofline_fraction": best["evaluations_per_s"] * bytes_read / bytes_per_second(),
+        "full_price_evaluations_per_s": whole.per_s,
+        "bytes_per_evaluation": bytes_read,
+        "backend": jax.default_backend(),
+        "devices": jax.device_count(),
+        "by_batch": by_batch,
+    }
+
+
+def _evaluate_on(chip: Any, bits: jax.Array, design: Designs) -> tuple[jax.Array, jax.Array]:
+    cost = evaluate(chip, design.operation, design.mapping, bits)
+    return cost.energy, cost.latency
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = tyro.cli(Arguments, args=arguments, description=Arguments.__doc__)
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    report = run(QUICK_BATCHES if options.quick else BATCHES)
+    if options.json:
+        print(json.dumps(report))
+        return 0
+    print(f"{'batch':>9} {'evaluations/s':>15} {'value+gradient/s':>17} {'compile s':>10} {'with gradient':>14}")
+    for rows, row in report["by_batch"].items():
+        print(
+            f"{rows:9d} {row['evaluations_per_s']:15,.0f} {row['value_and_gradients_per_s']:17,.0f}"
+            f" {row['compile_s']:10.1f} {row['gradient_compile_s']:14.1f}"
+        )
+    print(f"whole price (hw.cost.evaluate): {report['full_price_evaluations_per_s']:,.0f} evaluations/s")
+    print(
+        f"share of memory-bound roofline {report['roofline_fraction']:.2f}, peak RSS {report['peak_rss_mib']:.0f} MiB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
