@@ -54,15 +54,27 @@ class Cost:
     macs: jax.Array
     violation: jax.Array
 
-    def explain(self, operation: Operation, mapping: Mapping, chip: Chip) -> str:
-        """Text for people: loop nest, joules by level and operand, what bounds latency, utilisation, misfits, sources.
+    def explain(
+        self,
+        operation: Operation,
+        mapping: Mapping,
+        chip: Chip,
+        bits: jax.Array,
+        density: jax.Array | None = None,
+        resident: jax.Array | None = None,
+    ) -> str:
+        """Text for people: loop nest, words and joules by level, direction and operand, latency, misfits, sources.
+
+        Says which resource bounds latency, what lost utilisation, and for each component the constants that its joules
+        scale with. All arguments are concrete and not batched.
 
         Args:
-          operation: the nest that was costed; it, the mapping and the chip are concrete and not batched.
+          operation: the nest that was costed.
           mapping: where its loops run.
           chip: the chip.
+          bits, density, resident: as they were given to `evaluate`.
         """
-        return cost_text(self, operation, mapping, chip)
+        return cost_text(self, operation, mapping, chip, bits, density, resident)
 
     def _repr_html_(self) -> str:
         return cost_html(self)

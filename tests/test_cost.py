@@ -287,7 +287,7 @@ def test_explanation_names_what_binds_and_what_does_not_fit(name):
     chip = dataclasses.replace(chip, size_bits=chip.size_bits.at[1].set(4096.0))
     bits = 32.0 if "fp32" in name else 8.0
     result = EVALUATE(chip, operation, tiled(operation), jnp.full(3, bits))
-    text = result.explain(operation, tiled(operation), chip)
+    text = result.explain(operation, tiled(operation), chip, jnp.full(3, bits))
     for part in ("for N in 4", "parallel C in 16 on Y", "accumulates outputs", "utilisation", "dram.energy = 8 pJ/bit"):
         assert part in text
     assert "bound by " + ("local" if "fp32" in name else "MACs") in text
