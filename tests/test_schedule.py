@@ -9,10 +9,11 @@ import pytest
 from jax.test_util import check_grads
 
 from hw.accesses import count
+from hw.arithmetic import make_mac
 from hw.chip import make_chip
 from hw.cost import evaluate
-from hw.mapping import outermost_mapping
-from hw.operation import make_operation, stack_operations
+from hw.mapping import make_mapping, outermost_mapping
+from hw.operation import LOOPS, make_operation, stack_operations
 from hw.schedule import evaluate_step, join, make_step, residency
 
 BATCH, FEATURES, HIDDEN, CLASSES = 8, 12, 6, 4
@@ -183,6 +184,8 @@ def test_kept_copy_spills_what_no_longer_fits():
     np.testing.assert_allclose(cost.transfer_energy, [0.0, expected, 0.0], rtol=1e-4)
     cycles = 10.0 / float(chip.bits_per_cycle()[-2:].min())
     np.testing.assert_allclose(cost.transfer_latency, [0.0, cycles / float(chip.frequency()), 0.0], rtol=1e-4)
+    after_origin = float(cost.operation_latency[0] + cost.transfer_latency[copy])
+    np.testing.assert_allclose(cost.slot_start, [0.0, after_origin, float(cost.slot_end[1])], rtol=1e-5)
 
 
 def random_step(seed, num_tensors=12, num_operations=9):
@@ -265,6 +268,81 @@ def test_jit_vmap_and_eager_agree():
     eager, jitted = joined(*arguments), jax.jit(joined)(*arguments)
     for name in names:
         np.testing.assert_allclose(getattr(eager, name), getattr(jitted, name), rtol=2e-5, err_msg=name)
+
+
+def test_slots_run_in_turn():
+    """Each slot starts where the one before ends; external data come with the first slot that touches them."""
+    step, chip = two_layer_step(), make_chip(resident_fraction=0.5)
+    cost = evaluated(step, chip)
+    duration = np.zeros(step.num_slots)
+    duration[np.asarray(step.operation_slot)] += np.asarray(cost.operation_latency)
+    duration[np.asarray(step.vector_slot)] += np.asarray(cost.vector_latency)
+    duration[0] += float(cost.transfer_latency[X])
+    assert float(cost.transfer_latency[X]) > 0.0
+    np.testing.assert_allclose(cost.slot_end, duration.cumsum(), rtol=1e-5)
+    np.testing.assert_allclose(cost.slot_start[1:], cost.slot_end[:-1], rtol=1e-5)
+    assert float(cost.slot_end[-1]) == pytest.approx(float(cost.latency), rel=1e-5)
+
+
+def run_from(operation, level):
+    """The mapping with every loop in time at one level."""
+    temporal = np.ones((4, len(LOOPS)))
+    temporal[level] = np.asarray(operation.bounds)
+    return make_mapping(operation, temporal)
+
+
+def test_cycles_of_dram_tell_its_bits():
+    """With all loops in the shared SRAM every operand crosses to DRAM once, in each of three runs."""
+    operation, chip = dense(FEATURES, HIDDEN, "forward"), make_chip(resident_fraction=0.0)
+    elements = [FEATURES * HIDDEN, BATCH * FEATURES, BATCH * HIDDEN]
+    step = make_step(stack_operations([operation]), [[0, 1, 2]], elements, multiplicity=[3.0])
+    widths = jnp.array([4.0, 8.0, 6.0])
+    accesses = jax.vmap(count)(step.operations, stack_operations([run_from(operation, 2)]))
+    cost = jax.jit(evaluate_step)(chip, step, accesses, widths[None], widths, jnp.ones((1, 2)))
+    assert cost.level_cycles.shape == (1, 4)
+    bits = np.asarray(cost.level_cycles[0] * chip.bits_per_cycle())
+    np.testing.assert_allclose(bits[-1], 3 * np.dot(elements, widths), rtol=1e-5)
+    per_bit = chip.energy_per_bit()[-2:].mean(axis=1) + chip.wire_energy_per_bit()[-2:]
+    np.testing.assert_allclose(bits[-1] * per_bit[-1], cost.access_energy[0, -1].sum(), rtol=1e-5)
+    assert bits[-2] > bits[-1]  # the array asks for more
+
+
+def unrolled(operation, temporal, rows, columns):
+    """A mapping with the given loops in space, (loop, factor) below the local SRAM, and the others in time there."""
+    time, spatial = np.ones((4, len(LOOPS))), np.ones((4, 2, len(LOOPS)))
+    time[1, [LOOPS.index(loop) for loop in temporal]] = list(temporal.values())
+    for axis, (loop, factor) in enumerate((columns, rows)):
+        spatial[1, axis, LOOPS.index(loop)] = factor
+    return make_mapping(operation, time, spatial)
+
+
+def test_weight_gradient_on_an_array_for_k_and_c():
+    """ZigZag's figures for this layer, batch 4, on 16 x 16 MACs: K on columns, and rows whose sums are added up.
+
+    Channels C are no sum of a weight gradient, so its rows lie idle and it takes 589824 cycles instead of 36864. With a
+    mapping of its own, outputs P on the rows, it is as fast as the forward pass.
+    """
+    sizes = {"N": 4, "K": 16, "C": 16, "P": 32, "Q": 32, "R": 3, "S": 3}
+    forward, gradient = (make_operation(**sizes, pass_=p) for p in ("forward", "weight_grad"))
+    columns, rest = ("K", 16), {"N": 4, "Q": 32, "R": 3, "S": 3}
+    mapped = {
+        "forward": unrolled(forward, rest | {"P": 32}, ("C", 16), columns),
+        "as forward": unrolled(gradient, rest | {"P": 32, "C": 16}, ("C", 1), columns),
+        "own": unrolled(gradient, rest | {"P": 2, "C": 16}, ("P", 16), columns),
+    }
+    elements = [16 * 16 * 9, 4 * 16 * 34 * 34, 4 * 16 * 32 * 32]
+    step = make_step(stack_operations([forward, gradient]), [[0, 1, 2]] * 2, elements)
+    wide = dataclasses.replace(make_chip(mac=make_mac("fixed")), bandwidth_bits=jnp.full(4, 2.0**20))
+    utilisation = {}
+    for name in ("as forward", "own"):
+        accesses = jax.vmap(count)(step.operations, stack_operations([mapped["forward"], mapped[name]]))
+        widths = jnp.full((2, 3), 8.0), jnp.full(3, 8.0)
+        cost = jax.jit(evaluate_step)(wide, step, accesses, *widths, jnp.ones((2, 2)))
+        utilisation[name] = np.asarray(cost.utilisation)
+        cycles = np.asarray(cost.operation_latency) * float(wide.frequency())
+        np.testing.assert_allclose(cycles, [36864, {"as forward": 589824, "own": 36864}[name]], rtol=1e-5)
+    np.testing.assert_allclose(utilisation["as forward"], [1.0, 0.0, 1 / 16], rtol=1e-5)
+    np.testing.assert_allclose(utilisation["own"], [1.0, 0.0, 1.0], rtol=1e-5)
 
 
 def test_utilisation_by_pass():
