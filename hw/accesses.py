@@ -62,7 +62,8 @@ def count(operation: Operation, mapping: Mapping, conventions: Conventions = TIM
       conventions: what a tile of inputs holds and keeps; static.
 
     Returns:
-      Counts in words, exact for integer factors and continuous in real-valued ones. They have gradients, in reverse
+      Counts in words, exact for integer factors (docs/conventions.md, 11, says how far where they do not divide) and
+      continuous in real-valued ones. They have gradients, in reverse
       mode, with respect to `mapping.temporal` and `mapping.spatial` and to nothing else; under `ZIGZAG` none.
 
     Source: the conventions are those of Timeloop (Parashar et al., ISPASS 2019), rederived and checked point by point.

@@ -1,8 +1,8 @@
 """Pull-back of `hw.accesses.count`: from cotangents of counts to cotangents of tiling factors.
 
-Written by hand because autodiff of the counts takes half a minute to compile and runs a tenth as fast
-(docs/performance.md). Almost every count is a product of factors, so most of it adds up *shares*: the share of a value is
-its cotangent times the value; that of a product goes to each of its factors, and is divided by the factor only at the end.
+Written by hand because autodiff of the counts compiles several times longer and runs a fraction as fast. Almost every
+count is a product of factors, so most of it adds up *shares*: the share of a value is its cotangent times the value; that
+of a product goes to each of its factors, and is divided by the factor only at the end.
 
 Where autodiff would split a tie, the side of the smaller factor is taken: a tile that just reaches the bound still
 grows with its factors. Gates are flat at factors of one and of two. Away from ties it equals autodiff (a test).
@@ -29,11 +29,11 @@ from hw.traffic import (
     WEIGHTS,
     K,
     Nest,
-    Slide,
     Sweep,
     Traffic,
     Window,
     Words,
+    branches_per_run,
     distinct_windows,
     over,
     pick,
@@ -44,6 +44,7 @@ from hw.traffic import (
     twice,
     window_fan_out,
 )
+from hw.windows import box_extent, tiles_along
 
 ALL = tuple(range(len(GROUPED)))
 TO_LOOPS = tuple(GROUPED.index(loop) for loop in LOOPS)
@@ -77,7 +78,7 @@ class Shares:
     def __init__(self, num_levels: int) -> None:
         self.num_levels = num_levels
         self.temporal, self.fan_out = Rows(), Rows()
-        self.branch, self.step, self.tile = Rows(), Rows(), Rows()
+        self.branch, self.step, self.spanned, self.tile = Rows(), Rows(), Rows(), Rows()
         self.temporal_above, self.fan_out_above = Rows(), Rows()
         self.slope = Rows()
 
@@ -181,56 +182,63 @@ def _pull_asked(
 def _pull_windows(traffic: Traffic, given: Words, shares: Shares) -> SweepShares:
     """Inputs."""
     nest, words, window = traffic.nest, traffic.words[INPUTS], traffic.window
-    fan_out, branch = window_fan_out(nest)
-    different, pull = jax.vjp(lambda *x: distinct_windows(nest, *x), fan_out, branch)
+    fan_outs = window_fan_out(nest, window)
+    different, pull = jax.vjp(lambda *x: distinct_windows(nest, *x), *fan_outs)
     multicast = different * over(nest.fan_out, BOXED)
     of_entering, of_asked = settle(_pull_asked(nest.keep[:, INPUTS], given.entering, given.asked, multicast))
     of_asked = of_asked * words.asked
-    of_fan_out, of_branch = pull(of_asked / different)
+    of_fan_out, of_branch, of_number_below = pull(of_asked / different)
     shares.fan_out.add(BOXED, of_asked)
-    shares.fan_out.add_each(SLIDING, of_fan_out * fan_out)
-    shares.branch.add_each(SLIDING, of_branch * branch)
+    shares.fan_out.add_each(SLIDING, of_fan_out * fan_outs[0])
+    shares.branch.add_each(SLIDING, of_branch * fan_outs[1])
     shares.add_to_all_fan_outs(ALL, -of_asked[0])
     of_tiles = of_entering * words.entering + given.first * words.first + given.blind * words.blind
-    shares.temporal_above.add(BOXED, -of_tiles)
-    shares.fan_out_above.add(BOXED, -of_tiles)
+    shares.temporal_above.add((*BOXED, *SLIDING), -of_tiles)
+    shares.fan_out_above.add((*BOXED, *SLIDING), -of_tiles)
 
+    of_largest = given.tile * words.tile
     given = given._replace(entering=of_entering * window.tiles, first=given.first * window.tiles)
     given = settle(given._replace(blind=given.blind * window.tiles))
     sums = _OuterSums(nest.num_levels, window)
-    pieces = [_pull_level(traffic, given, l, sums) for l in range(nest.num_levels)]
-    of_extents, of_touched, of_padding = (jnp.stack(piece) for piece in zip(*pieces, strict=True))
-    outer = sums.stack()
+    pulled = [_pull_level(traffic, given, l, sums) for l in range(nest.num_levels)]
+    inner, outer = WindowShares(*(jnp.stack(kind) for kind in zip(*pulled, strict=True))), sums.stack()
     shares.temporal_above.add((K,), outer.repeats)
     shares.temporal_above.add(MOVING[INPUTS], outer.outside)
-    of_run = total(outer.runs)
-    shares.temporal.add(BOXED, of_run)
-    shares.temporal.add_each(SLIDING, of_run[:, None] - outer.runs)
-    shares.slope.add_each(SLIDING, outer.advance)
     shares.step.add_each(SLIDING, outer.step)
-    of_padding = of_padding - of_tiles[:, None]
-    shares.temporal_above.add_each(SLIDING, of_padding)
-    shares.fan_out_above.add_each(SLIDING, of_padding)
-    shares.tile.add(BOXED, given.tile * words.tile)
-    shares.tile.add_each(SLIDING, of_padding + _pull_extents(nest, window, of_extents, of_touched))
+    shares.spanned.add_each(SLIDING, outer.spanned - inner.spanned)
+    shares.tile.add(BOXED, of_largest)
+    of_number = of_tiles[:, None] / window.number + inner.number + outer.number
+    of_number = of_number.at[:-1].add(of_number_below[1:])
+    shares.tile.add_each(SLIDING, _pull_tile(nest, window, inner, of_number, of_largest))
     return SweepShares(outer.still, outer.repeats, outer.relevant, outer.first)
+
+
+class WindowShares(NamedTuple):
+    """Cotangents of a `Window`: number of tiles (4, B), extents (2, B), reach (4, B), touched (B,); and shares of the
+    span that cuts runs into tiles, (4, B)."""
+
+    number: jax.Array
+    extents: jax.Array
+    reach: jax.Array
+    touched: jax.Array
+    spanned: jax.Array
 
 
 class _OuterSums:
     """What the windows of inner levels give to the loops of each level, summed level by level."""
 
     class Stacked(NamedTuple):
-        """Shares of the sweep and of `outside`, (L, B); of each loop's run, and of its step; cotangents of being first
-        and of the factor by which a window advances, (L, 4, B)."""
+        """Shares of the sweep and of `outside`, (L, B); shares of each loop's step and span, cotangents of its number
+        of tiles and of being first, (L, 4, B)."""
 
         still: jax.Array
         relevant: jax.Array
         repeats: jax.Array
         outside: jax.Array
-        runs: jax.Array
         step: jax.Array
+        spanned: jax.Array
+        number: jax.Array
         first: jax.Array
-        advance: jax.Array
 
     def __init__(self, num_levels: int, window: Window) -> None:
         level, loops = jnp.zeros_like(window.box[0]), jnp.zeros_like(window.tile[0])
@@ -245,8 +253,8 @@ class _OuterSums:
         return self.Stacked(*(jnp.stack(kind) for kind in zip(*self.levels, strict=True)))
 
 
-def _pull_level(traffic: Traffic, given: Words, l: int, sums: _OuterSums) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cotangents of extents (2, B) and touched inputs (B,), shares of padding (4, B), of the window of level l.
+def _pull_level(traffic: Traffic, given: Words, l: int, sums: _OuterSums) -> WindowShares:
+    """Pulls back what enters level l.
 
     `given` holds cotangents of inputs that enter, before `Window.tiles` multiplies them.
     """
@@ -256,9 +264,9 @@ def _pull_level(traffic: Traffic, given: Words, l: int, sums: _OuterSums) -> tup
     waiting = [jnp.ones_like(entering)]
     for m in outers:
         waiting.append(waiting[-1] * sweep.still[m] * sweep.relevant[m])
-    of_box = waiting[-1] * (entering + first) + given.tile[l] * window.boxed[l]
-    of_touched = waiting[-1] * blind
-    of_extents, of_padding = jnp.zeros_like(window.extents[l]), jnp.zeros_like(window.padding[l])
+    of_box, of_touched = waiting[-1] * (entering + first), waiting[-1] * blind
+    loops = jnp.zeros_like(window.tile[l])
+    pulled = WindowShares(loops, jnp.zeros_like(window.extents[l]), loops, of_touched, loops)
     if outers:
         slid = traffic.slides[l]
         share = waiting[-1] * ((entering + first) * window.box[l] + blind * window.touched[l])
@@ -274,45 +282,71 @@ def _pull_level(traffic: Traffic, given: Words, l: int, sums: _OuterSums) -> tup
             of_inputs.insert(0, reach * (entering * repeats + first))
             of_blind.insert(0, reach * blind)
         inputs, writes = settle((jnp.stack(of_inputs), jnp.stack(of_blind)))
-        pulled = _pull_slide(nest, sweep, window, slid, inputs, writes, l, sums)
-        of_box, of_touched = of_box + pulled[0], of_touched + pulled[1]
-        of_extents, of_padding = of_extents + pulled[2], of_padding + pulled[3]
-    of_extents = of_extents + of_box[None] * window.extents[l][::-1]
-    sums.levels, of_extents, of_touched, of_padding = settle((sums.levels, of_extents, of_touched, of_padding))
-    return of_extents, of_touched, of_padding
+        of_slide, pulled = _pull_slide(traffic, inputs, writes, l, sums)
+        of_box, of_touched = of_box + of_slide, of_touched + pulled.touched
+    of_extents = pulled.extents + of_box[None] * window.extents[l][::-1]
+    sums.levels, pulled = settle((sums.levels, pulled._replace(extents=of_extents, touched=of_touched)))
+    return pulled
 
 
 def _pull_slide(
-    nest: Nest, sweep: Sweep, window: Window, slid: Slide, of_inputs: jax.Array, of_blind: jax.Array, l: int, sums
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Pulls back `hw.traffic.slide`: cotangents of box, touched and extents, and shares of padding, of level l."""
-    box, touched, padding = window.box[l, None, None], window.touched[l, None, None], window.padding[l][None]
-    relevant, afresh = sweep.relevant[l + 1 :], window.afresh[l + 1 :]
-    fresh = of_inputs * box[0] + of_blind * touched[0]
-    slope, slope_blind = of_inputs[:, None], of_blind[:, None]
-    new_blind, is_new = jnp.minimum(slid.new, touched), slid.new <= touched
-    run = slope * (padding * box + slid.advance * slid.new)
-    run = run + slope_blind * (padding * touched + slid.advance * new_blind)
-    runs = window.first[l + 1 :] * window.others[l + 1 :]
-    of_first = window.others[l + 1 :] * run - (relevant * fresh)[:, None]
-    slope, slope_blind = runs * slope, runs * slope_blind
-    of_padding = padding * (slope * (box - slid.new) + slope_blind * (touched - new_blind))
-    of_new = slid.advance * (slope + jnp.where(is_new, slope_blind, 0.0))
-    is_step = window.step[l + 1 :] <= twice(window.extents[l])
+    traffic: Traffic, of_inputs: jax.Array, of_blind: jax.Array, l: int, sums: _OuterSums
+) -> tuple[jax.Array, WindowShares]:
+    """Pulls back `hw.traffic.slide`: the cotangent of the box (B,), and all others of the window of level l."""
+    sweep, window, slid = traffic.sweeps[INPUTS], traffic.window, traffic.slides[l]
+    relevant, still, first = sweep.relevant[l + 1 :], sweep.still[l + 1 :], window.first[l + 1 :]
+    of_moved = of_inputs * window.box[l, None] + of_blind * window.touched[l, None]
+    of_slid = -(of_inputs[:, None] * slid.halo + of_blind[:, None] * slid.touched_halo)
+    of_follows = of_slid * first * slid.follows
+    slope = -first * slid.follows
+    of_halo = slope * of_inputs[:, None]
+    of_touched_halo = jnp.where(slid.touched_halo > 0.0, slope * of_blind[:, None], 0.0)
     across = twice(window.extents[l][::-1])
-    of_extent = of_new * jnp.where(is_step, 0.0, across)
-    of_across = of_new * slid.strip
-    of_step = jnp.where(is_step, of_new * slid.new, 0.0)
-    of_advance = slope * slid.new + slope_blind * new_blind
-    for i, m in enumerate(range(l + 1, nest.num_levels)):
-        of_still = -relevant[i] * sweep.still[m] * fresh[i]
-        sums.add(m, still=of_still, relevant=afresh[i] * fresh[i])
-        sums.add(m, runs=runs[i] * run[i], step=of_step[i], first=of_first[i], advance=of_advance[i])
-    of_box = afresh * of_inputs + total(slope * padding)
-    of_touched = afresh * of_blind + total(slope_blind * (padding + jnp.where(is_new, 0.0, slid.advance)))
-    of_extent, of_across = _add(of_extent), _add(of_across)
-    of_extents = of_extent[:2] + of_extent[2:] + (of_across[:2] + of_across[2:])[::-1]
-    return _add(of_box), _add(of_touched), of_extents, _add(of_padding)
+    of_across = of_halo * (window.reach[l][None] - slid.strip) - of_touched_halo * slid.strip
+    of_strip = -(of_halo + of_touched_halo) * across
+    is_step = window.step[l + 1 :] <= window.reach[l][None]
+    of_reach = of_halo * across + jnp.where(is_step, 0.0, of_strip)
+    of_step = jnp.where(is_step, of_strip * slid.strip, 0.0)
+    of_runs = _pull_follows(traffic, of_follows, l)
+    for i, m in enumerate(range(l + 1, traffic.nest.num_levels)):
+        of_still = -relevant[i] * still[i] * of_moved[i]
+        of_relevant = relevant[i] * (1.0 - still[i]) * of_moved[i] + total(of_follows[i])
+        sums.add(m, still=of_still, relevant=of_relevant, first=of_slid[i] * slid.follows[i])
+        sums.add(m, step=of_step[i] + of_runs.step[i], spanned=of_runs.spanned[i], number=of_runs.number_above[i])
+    moved = relevant * (1.0 - still)
+    of_across = _add(of_across)
+    return _add(moved * of_inputs), WindowShares(
+        number=_add(of_runs.number),
+        extents=(of_across[:2] + of_across[2:])[::-1],
+        reach=_add(of_reach),
+        touched=_add(moved * of_blind) + _add(total(of_touched_halo)),
+        spanned=_add(of_runs.step + of_runs.spanned),
+    )
+
+
+class RunShares(NamedTuple):
+    """Of the runs of one level: cotangents of the tiles in and above, shares of step and span above, (M, 4, B)."""
+
+    number: jax.Array
+    number_above: jax.Array
+    step: jax.Array
+    spanned: jax.Array
+
+
+def _pull_follows(traffic: Traffic, of_follows: jax.Array, l: int) -> RunShares:
+    """Pulls back shares of `Slide.follows` to what `hw.traffic.count_runs` takes."""
+    window, runs = traffic.window, traffic.slides[l].runs
+    number, whole = window.number[l][None], window.number[l + 1 :] - 1.0
+    branches, tiles_per_run = branches_per_run(traffic.nest, l)
+    following = number - runs
+    of_share = jnp.where(following > 0.0, of_follows / jnp.where(following > 0.0, following, 1.0), 0.0)
+    is_whole = branches <= number - whole * tiles_per_run
+    return RunShares(
+        number=of_share * runs / number - jnp.where(is_whole, 0.0, of_share),
+        number_above=-of_share * jnp.where(is_whole, branches, branches - tiles_per_run),
+        step=-of_share * branches * jnp.where(is_whole, whole + 1.0, whole),
+        spanned=jnp.where(is_whole, 0.0, of_share * whole * tiles_per_run),
+    )
 
 
 def _add(levels: jax.Array) -> jax.Array:
@@ -320,18 +354,30 @@ def _add(levels: jax.Array) -> jax.Array:
     return reduce(operator.add, levels)
 
 
-def _pull_extents(nest: Nest, window: Window, of_extents: jax.Array, of_touched: jax.Array) -> jax.Array:
-    """Shares (L, 4, B) of the sliding loops' tile, from extents and touched inputs, also as the tile below others."""
-    of_tile = jnp.concatenate([of_extents * nest.stride[None], of_extents * nest.dilation[None]], axis=1)
-    _, pull = jax.vjp(lambda *x: touched_inputs(nest, *x), window.tile, window.below)
-    of_touching, of_below = pull(of_touched)
+def _pull_tile(
+    nest: Nest, window: Window, given: WindowShares, of_number: jax.Array, of_largest: jax.Array
+) -> jax.Array:
+    """Shares (L, 4, B) of the sliding loops' tile: through the number of tiles, whole and mean extents, and as the tile
+    below others."""
+    steps = jnp.concatenate([jnp.broadcast_to(x, nest.stride.shape) for x in (nest.stride, nest.dilation)])[None]
+    whole = box_extent(window.tile[:, :2], window.tile[:, 2:], nest.stride[None], nest.dilation[None])
+    of_extents = jnp.concatenate([given.extents, given.extents], axis=1)
+    partner = jnp.concatenate([given.reach[:, 2:], given.reach[:, :2]], axis=1)
+    _, pull = jax.vjp(lambda *x: touched_inputs(nest, *x), window.mean, window.below)
+    of_touching, of_below = pull(given.touched)
+    of_mean = (of_extents + partner) * steps + of_touching
+    bounds = pick(nest.bounds, SLIDING)[None]
+    _, pull = jax.vjp(lambda tile: tiles_along(bounds, tile), window.tile)
+    (of_tile,) = pull(of_number - of_mean * window.mean / window.number)
+    of_whole = of_largest[:, None] / whole
+    of_tile = of_tile + (given.reach + jnp.concatenate([of_whole, of_whole], axis=1)) * steps
     as_below: list[jax.Array] = []
     from_above = jnp.zeros_like(of_below[0])
     for l in reversed(range(nest.num_levels)):
         kept = nest.keep[l, INPUTS, None] > 0.5
         as_below.insert(0, jnp.where(kept, from_above, 0.0))
         from_above = of_below[l] + jnp.where(kept, 0.0, from_above)
-    return (of_tile + of_touching + jnp.stack(as_below)) * window.tile
+    return (of_tile + jnp.stack(as_below)) * window.tile
 
 
 def _pull_sweep(nest: Nest, sweep: Sweep, operand: int, given: SweepShares, shares: Shares) -> None:
@@ -367,9 +413,9 @@ def _collect(
     nest: Nest, spatial: jax.Array, shares: Shares, of_cycles: jax.Array, fanout: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """From shares of products over levels to cotangents of the factors of each level."""
-    names = ("temporal", "fan_out", "branch", "step", "tile", "temporal_above", "fan_out_above", "slope")
+    names = ("temporal", "fan_out", "branch", "step", "spanned", "tile", "temporal_above", "fan_out_above", "slope")
     of = settle({name: getattr(shares, name).stack(nest.temporal[:, 0]) for name in names})
-    spanned = jnp.where(nest.spanned <= nest.bounds[None], of["tile"], 0.0)
+    spanned = of["spanned"] + jnp.where(nest.spanned <= nest.bounds[None], of["tile"], 0.0)
     spanned_by = [jnp.zeros_like(spanned[0])]
     for l in range(nest.num_levels - 1, 0, -1):
         spanned_by.insert(0, spanned_by[0] + of["branch"][l] + of["step"][l] + spanned[l])

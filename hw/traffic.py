@@ -1,8 +1,8 @@
 """Words that enter the memory levels while a loop nest runs, per operand: the closed forms behind `hw.accesses.count`.
 
 All arrays have the batch, written B, as their last axis, of size one where a value is shared: vectors run over the
-batch, and the short axes of levels and loops are unrolled. Reductions over them, or a leading batch, run ten to twenty
-times slower (docs/performance.md). The conventions are in docs/conventions.md.
+batch, and the short axes of levels and loops are unrolled. Reductions over them, or a leading batch, run many times
+slower. The conventions are in docs/conventions.md.
 """
 
 import operator
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from hw.mapping import Mapping
 from hw.operation import LOOPS, OPERANDS, Operation
-from hw.windows import box_extent, distinct_offsets, touched_extent
+from hw.windows import box_extent, distinct_offsets, tiles_along, touched_extent
 
 GROUPED = "GNPQKCRS"
 """The loops by the operand they do not move: N P Q the weights, K the inputs, C R S the outputs; G moves all three."""
@@ -128,50 +128,58 @@ class Words(NamedTuple):
 class Window(NamedTuple):
     """The input tile of every level, and how the sliding loops move it.
 
+    Where the factors of a sliding loop do not divide its bound, the last tile is smaller. Extents are linear in the
+    iterations of a tile, so the words of all tiles together are their number times those of the mean tile.
+
     Attributes:
-      boxed: what multiplies the inputs of the window: groups, batch and channels of the tile, (L, B).
-      tile: iterations of the sliding loops, at most the bound, (L, 4, B).
+      largest: inputs of the largest tile, (L, B).
+      tile: iterations of the sliding loops in the largest tile, at most the bound, (L, 4, B).
       below: the same of the next level below that keeps inputs, or of a MAC, (L, 4, B).
-      extents: inputs along width and height, (L, 2, B).
-      box: inputs of the bounding box, (L, B).
+      number: tiles along each sliding loop, (L, 4, B).
+      mean: iterations in the mean tile, (L, 4, B).
+      extents: inputs of the mean tile along width and height, (L, 2, B).
+      reach: extent along the axis of each sliding loop, of a whole tile of that loop and the mean of its partner,
+        (L, 4, B).
+      box: inputs of the bounding box of the mean tile, (L, B).
       touched: those of them that the tiles below reach, (L, B).
-      padding: padded extent over the bound of each sliding loop, one where the factors divide it, (L, 4, B).
-      tiles: tiles along all loops above that move the inputs, times what multiplies the words of each, (L, B).
+      tiles: what multiplies the words of a mean tile, and how many of the iterations above meet a tile, (L, B).
       step: inputs that an iteration moves the window by, (L, 4, B).
       first: 1 for a sliding loop that is the innermost to move the inputs, (L, 4, B).
-      others: iterations of the loops that move the inputs, without each sliding one, (L, 4, B).
-      afresh: iterations if the innermost to move the inputs is no sliding loop, else zero, (L, B).
     """
 
-    boxed: jax.Array
+    largest: jax.Array
     tile: jax.Array
     below: jax.Array
+    number: jax.Array
+    mean: jax.Array
     extents: jax.Array
+    reach: jax.Array
     box: jax.Array
     touched: jax.Array
-    padding: jax.Array
     tiles: jax.Array
     step: jax.Array
     first: jax.Array
-    others: jax.Array
-    afresh: jax.Array
 
 
 class Slide(NamedTuple):
     """What enters the window of one level while the M levels above move it.
 
     Attributes:
+      runs: sequences of tiles, in any instance, along which each loop slides, (M, 4, B).
+      follows: of the iterations that move the inputs, those in which a tile follows another of its run, (M, 4, B).
       strip: extent that enters per step, along the axis a loop slides, if halos are kept, (M, 4, B).
-      new: inputs that enter per step, (M, 4, B).
-      advance: steps beyond the first position, (M, 4, B).
+      halo: inputs shared with the tile before, (M, 4, B).
+      touched_halo: of what the tile's products touch, how much was written before, (M, 4, B).
       inputs: that enter over all loops of a level: the innermost that moves the inputs slides, others start afresh,
         (M, B).
       blind: of those, how many are written without a read: as many as the tile's products touch, at most all, (M, B).
     """
 
+    runs: jax.Array
+    follows: jax.Array
     strip: jax.Array
-    new: jax.Array
-    advance: jax.Array
+    halo: jax.Array
+    touched_halo: jax.Array
     inputs: jax.Array
     blind: jax.Array
 
@@ -191,7 +199,7 @@ def count_traffic(operation: Operation, mapping: Mapping, conventions: Conventio
     nest = settle(_make_nest(operation, mapping))
     sweeps = settle(tuple(_sweep(nest, operand) for operand in range(len(OPERANDS))))
     window = settle(make_window(nest, sweeps[INPUTS], conventions))
-    slides = settle([slide(nest, window, l, conventions) for l in range(nest.num_levels - 1)])
+    slides = settle([slide(nest, sweeps[INPUTS], window, l, conventions) for l in range(nest.num_levels - 1)])
     words = (
         _tile_words(nest, sweeps[WEIGHTS], WEIGHTS),
         _window_words(nest, sweeps[INPUTS], window, slides),
@@ -259,33 +267,34 @@ def _tile_words(nest: Nest, sweep: Sweep, operand: int) -> Words:
 
 def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
     """Input tiles from a nest and the inputs' sweep."""
-    tile = jnp.minimum(pick(nest.spanned, SLIDING), pick(nest.bounds, SLIDING)[None])
+    bounds = pick(nest.bounds, SLIDING)[None]
+    tile = jnp.minimum(pick(nest.spanned, SLIDING), bounds)
+    number = tiles_along(bounds, tile)
+    mean = bounds / number
     extent = box_extent if conventions.gaps else distinct_offsets
-    extents = extent(tile[:, :2], tile[:, 2:], nest.stride[None], nest.dilation[None])
+    steps = nest.stride[None], nest.dilation[None]
+    extents, whole = extent(mean[:, :2], mean[:, 2:], *steps), extent(tile[:, :2], tile[:, 2:], *steps)
     box = extents[:, 0] * extents[:, 1]
     below = [jnp.ones_like(tile[0])]
     for l in range(nest.num_levels - 1):
         below.append(jnp.where(nest.keep[l, INPUTS, None] > 0.5, tile[l], below[l]))
     above = nest.temporal_above * nest.fan_out_above
-    # Edge tiles move only the words that exist.
-    padding = tile * pick(above, SLIDING) / pick(nest.bounds, SLIDING)[None]
-    tiles = over(nest.bounds, BOXED)[None] / (over(above, BOXED) * over(padding, range(4)))
     temporal = pick(nest.temporal, SLIDING)
-    first = present(temporal) * sweep.still_inside[:, 1:]
-    boxed, (p, q, r, s) = over(nest.temporal, BOXED), (temporal[:, i] for i in range(4))
     return Window(
-        boxed=over(jnp.minimum(nest.spanned, nest.bounds[None]), BOXED),
+        largest=over(jnp.minimum(nest.spanned, nest.bounds[None]), BOXED) * whole[:, 0] * whole[:, 1],
         tile=tile,
         below=jnp.stack(below),
+        number=number,
+        mean=mean,
         extents=extents,
+        reach=jnp.concatenate(
+            [extent(tile[:, :2], mean[:, 2:], *steps), extent(mean[:, :2], tile[:, 2:], *steps)], axis=1
+        ),
         box=box,
-        touched=touched_inputs(nest, tile, jnp.stack(below)) if conventions.gaps else box,
-        padding=padding,
-        tiles=tiles,
+        touched=touched_inputs(nest, mean, jnp.stack(below)) if conventions.gaps else box,
+        tiles=over(nest.bounds, BOXED)[None] * over(number, range(4)) / over(above, (*BOXED, *SLIDING)),
         step=nest.window_step,
-        first=first,
-        others=jnp.stack([boxed * q * r * s, boxed * p * r * s, boxed * p * q * s, boxed * p * q * r], axis=1),
-        afresh=sweep.relevant * (1.0 - sweep.still - total(first)),
+        first=present(temporal) * sweep.still_inside[:, 1:],
     )
 
 
@@ -297,17 +306,41 @@ def touched_inputs(nest: Nest, tile: jax.Array, below: jax.Array) -> jax.Array:
     return touched[:, 0] * touched[:, 1]
 
 
-def slide(nest: Nest, window: Window, l: int, conventions: Conventions) -> Slide:
+def slide(nest: Nest, sweep: Sweep, window: Window, l: int, conventions: Conventions) -> Slide:
     """Slides the window of level l by the temporal loops of the levels above."""
-    box, touched, padding = window.box[l, None, None], window.touched[l, None, None], window.padding[l][None]
-    strip = jnp.minimum(window.step[l + 1 :], twice(window.extents[l]))
-    new = strip * twice(window.extents[l][::-1]) if conventions.halo_reuse else jnp.broadcast_to(box, strip.shape)
-    advance = pick(nest.temporal[l + 1 :], SLIDING) - padding
-    runs = window.first[l + 1 :] * window.others[l + 1 :]
-    afresh = window.afresh[l + 1 :]
-    inputs = total(runs * (padding * box + advance * new)) + afresh * box[0]
-    blind = total(runs * (padding * touched + advance * jnp.minimum(new, touched))) + afresh * touched[0]
-    return Slide(strip, new, advance, inputs, blind)
+    box, touched, number = window.box[l, None], window.touched[l, None], window.number[l][None]
+    relevant, moved = sweep.relevant[l + 1 :], 1.0 - sweep.still[l + 1 :]
+    runs = count_runs(number, window.number[l + 1 :], *branches_per_run(nest, l))
+    follows = relevant[:, None] * (number - runs) / number
+    across = twice(window.extents[l][::-1])
+    strip = jnp.minimum(window.step[l + 1 :], window.reach[l][None])
+    halo = (window.reach[l][None] - strip) * across if conventions.halo_reuse else jnp.zeros_like(strip)
+    touched_halo = jnp.maximum(touched[:, None] - strip * across, 0.0) if conventions.halo_reuse else halo
+    slid = window.first[l + 1 :] * follows
+    return Slide(
+        runs=runs,
+        follows=follows,
+        strip=strip,
+        halo=halo,
+        touched_halo=touched_halo,
+        inputs=relevant * moved * box - total(slid * halo),
+        blind=relevant * moved * touched - total(slid * touched_halo),
+    )
+
+
+def branches_per_run(nest: Nest, l: int) -> tuple[jax.Array, jax.Array]:
+    """Tiles of level l side by side in the fan-out below each level above, and those of a whole run, (M, 4, B) each.
+
+    Where a sliding loop is the innermost to move the inputs, no temporal iterations of it lie between.
+    """
+    tile = pick(nest.spanned[l], SLIDING)[None]
+    return pick(nest.step[l + 1 :], SLIDING) / tile, pick(nest.spanned[l + 1 :], SLIDING) / tile
+
+
+def count_runs(number: jax.Array, number_above: jax.Array, branches: jax.Array, tiles_per_run: jax.Array) -> jax.Array:
+    """Runs that hold a tile, over all branches: in the last run along a loop only some branches may."""
+    whole = number_above - 1.0
+    return whole * branches + jnp.minimum(branches, number - whole * tiles_per_run)
 
 
 def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide]) -> Words:
@@ -327,24 +360,31 @@ def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide])
         afresh = waiting * window.box[l]
         inputs.append((entering + afresh, first + afresh, blind + waiting * window.touched[l]))
     entering, first, blind = (window.tiles * jnp.stack(kind) for kind in zip(*inputs, strict=True))
-    multicast = over(nest.fan_out, BOXED) * distinct_windows(nest, *window_fan_out(nest))
+    multicast = over(nest.fan_out, BOXED) * distinct_windows(nest, *window_fan_out(nest, window))
     every = range(len(GROUPED))
     asked = [over(nest.bounds, every) / over(nest.fan_out[0] * nest.fan_out_above[0], every) * multicast[0]]
     for l in range(nest.num_levels - 1):
         asked.append(jnp.where(nest.keep[l, INPUTS] > 0.5, entering[l], asked[l]) * multicast[l + 1])
-    return Words(window.boxed * window.box, entering, first, blind, jnp.stack(asked))
+    return Words(window.largest, entering, first, blind, jnp.stack(asked))
 
 
-def window_fan_out(nest: Nest) -> tuple[jax.Array, jax.Array]:
-    """Fan-out of the sliding loops, and their iterations between branches, (L, 4, B) each."""
-    return pick(nest.fan_out, SLIDING), pick(nest.branch, SLIDING)
+def window_fan_out(nest: Nest, window: Window) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the sliding loops: fan-out, iterations between branches, and tiles of the level below, (L, 4, B) each."""
+    bounds = pick(nest.bounds, SLIDING)
+    number_below = jnp.concatenate([jnp.broadcast_to(bounds, window.number[:1].shape), window.number[:-1]])
+    return pick(nest.fan_out, SLIDING), pick(nest.branch, SLIDING), number_below
 
 
-def distinct_windows(nest: Nest, fan_out: jax.Array, branch: jax.Array) -> jax.Array:
-    """Different windows among the branches below each level, (L, 4, B) twice -> (L, B)."""
+def distinct_windows(nest: Nest, fan_out: jax.Array, branch: jax.Array, number_below: jax.Array) -> jax.Array:
+    """Different windows among the branches below each level, (L, 4, B) thrice -> (L, B).
+
+    The last pass over a loop may leave branches idle: what the mean number of busy ones want, per branch there is.
+    """
+    bounds = pick(nest.bounds, SLIDING)[None]
+    busy = number_below / tiles_along(bounds, jnp.minimum(branch * fan_out, bounds))
     steps = nest.stride[None] * branch[:, :2], nest.dilation[None] * branch[:, 2:]
-    different = distinct_offsets(fan_out[:, :2], fan_out[:, 2:], *steps)
-    return different[:, 0] * different[:, 1]
+    different = distinct_offsets(busy[:, :2], busy[:, 2:], *steps)
+    return different[:, 0] * different[:, 1] * over(fan_out / busy, range(4))
 
 
 def present(factor: jax.Array) -> jax.Array:

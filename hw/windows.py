@@ -14,6 +14,13 @@ def box_extent(outputs: jax.Array, taps: jax.Array, stride: jax.Array, dilation:
     return (outputs - 1.0) * stride + (taps - 1.0) * dilation + 1.0
 
 
+def tiles_along(bound: jax.Array, tile: jax.Array) -> jax.Array:
+    """Tiles that a loop is cut into, the last one perhaps smaller: ceil(bound / tile), linear between whole tiles."""
+    whole = jnp.floor(tile)
+    number = jnp.ceil(bound / whole)
+    return number + (tile - whole) * (jnp.ceil(bound / (whole + 1.0)) - number)
+
+
 def distinct_offsets(m: jax.Array, n: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """Distinct sums ``i * a + j * b`` with i < m and j < n: the windows of a fan-out that are not the same.
 

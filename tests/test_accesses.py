@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from hw import LOOPS, OPERANDS, PASSES, TIMELOOP, Mapping, count, make_mapping, make_operation
 from hw.accesses import _accesses as accesses_of
 from hw.traffic import count_traffic
-from tests.oracle.loop_nest import Nest, execute
+from tests.oracle.loop_nest import Nest, entering, execute
 
 LEVELS = 3
 
@@ -37,6 +37,15 @@ LARGER_NESTS = {
     "dilation 2": ({"K": 2, "P": 4, "R": 3}, {"dilation": (2, 1)}),
     "both axes": ({"P": 2, "Q": 2, "R": 2, "S": 2}, {}),
     "depthwise": ({"G": 2, "N": 2, "P": 2, "R": 3}, {}),
+}
+
+
+UNEVEN_NESTS = {
+    "matrix product": ({"K": 5, "C": 3}, {}),
+    "row": ({"P": 7, "R": 3}, {}),
+    "stride 2": ({"P": 5, "R": 4}, {"stride": (2, 1)}),
+    "dilation 2": ({"P": 5, "R": 3}, {"dilation": (2, 1)}),
+    "stride beyond the window": ({"K": 3, "P": 7}, {"stride": (3, 1)}),
 }
 
 
@@ -105,6 +114,57 @@ def test_counts_equal_the_executed_nest_larger(x64, name):
     check_all_mappings(*LARGER_NESTS[name])
 
 
+def uneven_splits(bound: int, slots: int) -> Iterator[list[int]]:
+    """All factors, innermost first, of which none exceeds the tiles that are there; the last one covers the rest."""
+    if slots == 1:
+        yield [bound]
+        return
+    for factor in range(1, bound + 1):
+        for rest in uneven_splits(-(-bound // factor), slots - 1):
+            yield [factor, *rest]
+
+
+def uneven_mappings(bounds: dict[str, int], stride=(1, 1), dilation=(1, 1)) -> Iterator[Nest]:
+    """All factors and orders of one nest, those that do not divide the bounds among them; everything is kept."""
+    everything = {operand: [True] * LEVELS for operand in OPERANDS}
+    for factors in product(*(uneven_splits(bound, 2 * LEVELS) for bound in bounds.values())):
+        by_slot = [dict(zip(bounds, slot, strict=True)) for slot in zip(*factors, strict=True)]
+        spatial, temporal = by_slot[0::2], by_slot[1::2]
+        for order in orders(temporal):
+            yield Nest(bounds, stride, dilation, temporal, spatial, list(order), everything)
+
+
+@pytest.mark.parametrize("name", UNEVEN_NESTS)
+def test_counts_of_uneven_factors_equal_the_executed_nest(x64, name):
+    """Words that enter all instances of every level, where edge tiles are smaller and instances may idle.
+
+    Where both loops of an axis are cut, one unevenly, its small edge tiles may share less than a halo: there the closed
+    form may count too much, never too little.
+    """
+    bounds, window = UNEVEN_NESTS[name]
+    nests = list(uneven_mappings(bounds, **window))
+    nests = [nests[i] for i in np.random.default_rng(0).permutation(len(nests))[:2000]]
+    operation, mappings = make_operation(**bounds, **window), as_mapping(nests)
+    counted = jax.jit(jax.vmap(count, in_axes=(None, 0)))(operation, mappings)
+    words = counted.entering * counted.instances[:, :, None]
+    tiles = np.minimum(mappings.tiles(), operation.bounds)[..., [LOOPS.index("P"), LOOPS.index("R")]]
+    whole = np.array([bounds.get("P", 1), bounds.get("R", 1)])
+    is_exact = ~((tiles < whole).all(-1) & (whole % tiles > 0).any(-1))
+    for o, operand in enumerate(OPERANDS):
+        expected = np.array([entering(nest, operand) for nest in nests])
+        assert np.all(words[:, :, o] >= expected - 1e-9)
+        exact = is_exact if operand == "inputs" else slice(None)
+        np.testing.assert_allclose(words[:, :, o][exact], expected[exact], rtol=1e-12, err_msg=operand)
+    assert is_exact.mean() > 0.4
+
+
+def test_idle_branches_of_the_last_pass_want_no_inputs():
+    # 5 outputs on 4 rows by 3 taps: the first pass wants 4 + 3 - 1 inputs, the second 3.
+    operation = make_operation(P=5, R=3)
+    mapping = make_mapping(operation, [factors(P=2)], [[factors(P=4), factors(R=3)]])
+    assert count(operation, mapping).reads[0, 1] == pytest.approx(9)
+
+
 def test_read_inputs_with_stride_and_dilation(x64):
     bounds, window = {"K": 2, "P": 4, "R": 2}, {"stride": (2, 1), "dilation": (3, 1)}
     nests = list(all_mappings(bounds, **window))
@@ -131,7 +191,7 @@ def random_mappings(number, seed, num_levels=4, real=False):
     choices = (1.0, 2.0, 3.0) if not real else None
     shape = (number, num_levels, len(LOOPS))
     temporal = rng.choice(choices, shape) if choices else rng.uniform(1.05, 2.95, shape)
-    fan_out = np.where(rng.random((number, num_levels, 2, 8)) < 0.2, 2.0 if choices else 1.7, 1.0)
+    fan_out = np.where(rng.random((number, num_levels, 2, 8)) < 0.2, 2.0 if choices else 1.7, 1.0 if choices else 1.01)
     covered = temporal.prod(1) * fan_out.prod((1, 2))
     bounds = np.floor(covered.min(axis=0)) if real else covered[0]
     order = rng.permuted(np.tile(np.arange(8, dtype=np.int32), (number, num_levels, 1)), axis=-1)
@@ -208,6 +268,13 @@ def test_a_halo_in_an_edge_tile():
     accesses = count(operation, make_mapping(operation, [factors(P=16, R=3), factors(P=7)]))
     np.testing.assert_allclose(accesses.fills[0, 1], 102, rtol=1e-6)
     assert accesses.footprint[0, 1] == 18
+    # 9 outputs in tiles of 8, fetched anew for every k: 10 and 3 inputs.
+    operation = make_operation(K=2, P=9, R=3)
+    mapping = make_mapping(operation, [factors(P=8, R=3), factors(P=2, K=2)], order=[ranks("P"), ranks("P", "K")])
+    np.testing.assert_allclose(count(operation, mapping).fills[0, 1], 2 * 11, rtol=1e-6)  # P slides: 11 there are
+    operation = make_operation(C=2, P=9, R=3)
+    mapping = make_mapping(operation, [factors(P=8, R=3), factors(P=2, C=2)], order=[ranks("P"), ranks("C", "P")])
+    np.testing.assert_allclose(count(operation, mapping).fills[0, 1], 2 * 13, rtol=1e-6)
 
 
 def test_partial_sums_of_copies_are_not_final():

@@ -1,7 +1,8 @@
 """Executes a mapped loop nest step by step, with one buffer per level and operand, and counts words.
 
 Nothing here is a formula: loops run, tiles are sets of elements, and words are counted when they enter or leave a
-buffer. Factors divide the bounds, so all instances of a level do the same; the oracle follows the first one.
+buffer. Where factors divide the bounds, all instances of a level do the same, and `execute` follows the first one.
+`entering` follows all of them; tiles are cut off at the bounds, and an iteration whose tile is empty holds nothing.
 """
 
 from collections import deque
@@ -67,6 +68,17 @@ def execute(nest: Nest, operand: str, accumulated: bool) -> list[Words]:
     return words
 
 
+def entering(nest: Nest, operand: str) -> list[int]:
+    """Words of one operand that enter each level, all its instances together, whatever the factors."""
+    words = []
+    for level in range(len(nest.temporal)):
+        corners = [dict.fromkeys(LOOPS, 0)]
+        for l in range(level + 1, len(nest.temporal)):
+            corners = [{n: a[n] + b[n] for n in LOOPS} for a in corners for b in _offsets(nest, l)]
+        words.append(sum(len(v.entered) for corner in corners for _, v in _visits(nest, operand, level, corner)))
+    return words
+
+
 def _loops(nest: Nest) -> list[Loop]:
     """All temporal loops of more than one iteration, outermost first."""
     steps = dict.fromkeys(LOOPS, 1)
@@ -100,14 +112,16 @@ def _position(nest: Nest, operand: str, index: dict[str, int]) -> tuple[int, ...
 
 
 def _box(nest: Nest, operand: str, origin: dict[str, int], sizes: dict[str, int]) -> frozenset:
-    """Elements of a tile: the bounding box of what its iterations touch."""
-    last = {name: origin[name] + sizes[name] - 1 for name in LOOPS}
+    """Elements of a tile: the bounding box of what those of its iterations touch that exist."""
+    last = {name: min(origin[name] + sizes[name], nest.bounds.get(name, 1)) - 1 for name in LOOPS}
+    if any(last[name] < origin[name] for name in OPERAND_LOOPS[operand]):
+        return frozenset()
     corners = zip(_position(nest, operand, origin), _position(nest, operand, last), strict=True)
     return frozenset(product(*(range(low, high + 1) for low, high in corners)))
 
 
-def _visits(nest: Nest, operand: str, level: int):
-    """Runs the loops above a level and yields (step, visit) whenever another tile enters; every step at a MAC.
+def _visits(nest: Nest, operand: str, level: int, corner: dict[str, int] | None = None):
+    """Runs the loops above an instance of a level and yields (step, visit) when another tile enters; every step at a MAC.
 
     A buffer keeps what it needs again only when the innermost loop that moves the operand has advanced by one.
     """
@@ -121,7 +135,7 @@ def _visits(nest: Nest, operand: str, level: int):
             before = None
         if tile == before:
             continue
-        origin = dict.fromkeys(LOOPS, 0)
+        origin = dict(corner or dict.fromkeys(LOOPS, 0))
         for loop, digit in zip(loops, digits, strict=True):
             origin[loop.name] += digit * loop.step
         elements = _box(nest, operand, origin, sizes)
