@@ -39,8 +39,8 @@ def test_presets_have_a_plausible_size_and_finite_gradients(name):
 def test_area_by_hand():
     chip = make_chip(rows=8, columns=4, register_bits=128, node_nm=45, mac=make_mac("fixed", accumulator_bits=24.0))
     area = chip.area()
-    # 32 MACs of 35.8 * 64 + 54.3 * 24 = 3594.4 transistors; 32 register files of 47.6 * 128 = 6092.8 transistors.
-    assert area.macs == pytest.approx(32 * 3594.4 * 0.12e-12)
+    # 32 MACs of 37.5 * 7.5 * 7.5 + 63.5 * 23 = 3569.875 transistors; 32 register files of 47.6 * 128 = 6092.8.
+    assert area.macs == pytest.approx(32 * 3569.875 * 0.12e-12)
     assert area.memories[0] == pytest.approx(32 * 6092.8 * 0.12e-12)
     assert area.memories[3] == 0.0
     assert area.vector == pytest.approx(8 * 11884e-12)
