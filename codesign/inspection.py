@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from codesign.config import ChipConfig
+from codesign.cost_report import describe_cost, describe_operations, inference_cost, training_cost
 from codesign.evaluation import Evaluated, evaluate_chip
-from codesign.objective import step_cost
 from codesign.problem import load_chip, load_model
 from codesign.tracing import Workload, trace
-from hw.schedule import StepCost
-from hw.units import MILLIWATT, MM2
 from nets.dataset_files import load_dataset
 from nets.training import split_model
 
@@ -45,8 +43,7 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
       evaluations: mappings tried per operation.
 
     Returns:
-      "training_step" and "inference", each with "energy_uj", "energy_per_sample_uj", "latency_ms", "edp_js",
-      "area_mm2", "power_mw" and "energy_by_component_uj".
+      "training_step" and "inference", each what `codesign.cost_report.describe_cost` tells, and its "operations".
 
     Raises:
       ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits.
@@ -60,33 +57,12 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
         return evaluate_chip(built, workload.step, *widths, key, workload.labels, evaluations=evaluations)
 
     # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
-    found, num_forward = searched(single), single.inference.operand_tensor.shape[0]
-    accesses = jax.tree.map(lambda x: x[:num_forward], found.candidates.accesses)
-    widths = single.operation_bits(uniform)[:num_forward], single.tensor_bits(uniform)
-    inference = jax.jit(step_cost)(built, single.inference, *widths, accesses, found.prices)
-    return {
-        "model": model,
-        "chip": chip.preset,
-        "bits": bits,
-        "batch_size": batch_size,
-        "training_step": _costs(searched(training).cost, batch_size),
-        "inference": _costs(inference, 1),
+    costed = {
+        "training_step": training_cost(training, searched(training), uniform),
+        "inference": inference_cost(single, searched(single), uniform),
     }
-
-
-def _costs(cost: StepCost, batch_size: int) -> dict[str, Any]:
-    """A cost in the units people use."""
-    energy_uj = 1e6 * float(cost.energy)
-    return {
-        "energy_uj": energy_uj,
-        "energy_per_sample_uj": energy_uj / batch_size,
-        "latency_ms": 1e3 * float(cost.latency),
-        "edp_js": float(cost.energy) * float(cost.latency),
-        "area_mm2": float(cost.area) / MM2,
-        "power_mw": float(cost.power) / MILLIWATT,
-        "energy_by_component_uj": {
-            name: 1e6 * energy for name, energy in zip(cost.components, cost.breakdown.tolist(), strict=True)
-        },
+    return {"model": model, "chip": chip.preset, "bits": bits, "batch_size": batch_size} | {
+        name: describe_cost(one) | {"operations": describe_operations(one)} for name, one in costed.items()
     }
 
 

@@ -1,11 +1,13 @@
 """The pictures of a run, from plain numbers: every function returns a matplotlib Figure, drawn without global state.
 
-Colours are Paul Tol's "bright" set, distinct under the common colour-vision deficiencies; points also differ in marker
-and bars in order, so that no figure depends on colour alone.
+Colours are Paul Tol's "bright" set and the pink of his "light" one, distinct under the common colour-vision deficiencies;
+points also differ in marker and bars in order, so that no figure depends on colour alone. Thin lines across a mark or the end
+of a bar are its interval.
 """
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -22,8 +24,9 @@ from codesign.pareto import non_dominated
 
 # Text and lines, and what lies behind them: `to_svg` replaces exactly these by the page's own colours.
 INK, PAPER = "#1b1f25", "#fefefd"
-PALETTE = ("#ee6677", "#4477aa", "#228833", "#aa3377", "#888888", "#66ccee", "#ccbb44")
-_MARKERS = "*osDv^P"
+PALETTE = ("#ee6677", "#4477aa", "#228833", "#aa3377", "#888888", "#66ccee", "#ccbb44", "#ffaabb")
+_MARKERS = "*osDv^PX"
+_HATCHES = (None, "//", "..")  # of components beyond the palette
 METHODS = ("joint", "sequential", "uniform8", "float32", "random", "joint_without_bits", "joint_without_chip")
 PASSES = {"forward": "o", "input_grad": "s", "weight_grad": "^"}
 OPERANDS = {
@@ -86,6 +89,7 @@ def training_curves(history: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
         "latency_ms", "area_mm2", "bits_mean": (t,)}; NaN and None are gaps.
     """
     shown = [name for name in _CURVES if any(name in curves for curves in history.values())]
+    styles = _method_styles(history)
     figure, axes = _panels(rows=len(shown), height=0.9 + 1.3 * len(shown), sharex=True)
     for name, ax in zip(shown, axes, strict=True):
         late: list[float] = []
@@ -93,7 +97,7 @@ def training_curves(history: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
             if name in curves:
                 values = np.asarray(curves[name], float) * (100.0 if name == "validation_accuracy" else 1.0)
                 late.extend(values[len(values) // 3 :])
-                ax.plot(np.asarray(curves["epoch"], float), values, color=_method_color(method), label=_label(method))
+                ax.plot(np.asarray(curves["epoch"], float), values, color=styles[method][0], label=_label(method))
         if name == "validation_accuracy" and np.isfinite(late).any():
             ax.set_ylim(bottom=np.nanmin(late) - 1.0)
         else:
@@ -112,10 +116,11 @@ def accuracy_energy(points: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy against energy of a training step, with the front of the points no other point beats in both.
 
     Args:
-      points: dicts with "label" (method), "energy_uj" and "accuracy" (fraction); several may share a label.
+      points: dicts with "label" (method), "energy_uj" and "accuracy" (fraction), and maybe "interval", [low, high] of the
+        energy; several may share a label.
     """
     figure, (ax,) = _panels(height=4.0)
-    labels = list(dict.fromkeys(point["label"] for point in points))
+    styles = _method_styles(point["label"] for point in points)
     energy = np.array([point["energy_uj"] for point in points], float)
     accuracy = 100.0 * np.array([point["accuracy"] for point in points], float)
     if len(points):
@@ -124,13 +129,17 @@ def accuracy_energy(points: Sequence[Mapping[str, Any]]) -> Figure:
         ax.step(
             energy[order], accuracy[order], where="post", color=INK, alpha=0.45, linewidth=1.0, label="Pareto front"
         )
-        _scale_axis(ax, "x", (energy.min(), energy.max()))
-    for label in labels:
+        ends = [end for point in points for end in point.get("interval", [])]
+        _scale_axis(ax, "x", (min([*energy, *ends]), max([*energy, *ends])))
+    for point in points:
+        if "interval" in point:
+            color = styles[point["label"]][0]
+            ax.hlines(100.0 * point["accuracy"], *point["interval"], color=color, linewidth=1.2, alpha=0.7)
+    for label, (color, marker) in styles.items():
         mine = np.array([point["label"] == label for point in points])
-        marker = _method_marker(label)
         size = 170 if marker == "*" else 60 if mine.sum() == 1 else 30
         ax.scatter(
-            energy[mine], accuracy[mine], s=size, marker=marker, color=_method_color(label), edgecolor=PAPER,
+            energy[mine], accuracy[mine], s=size, marker=marker, color=color, edgecolor=PAPER,
             linewidth=0.8, label=_label(label), zorder=3 if mine.sum() == 1 else 2,
         )  # fmt: skip
     ax.set_xlabel("energy of a training step (µJ)")
@@ -169,15 +178,20 @@ def bits_per_layer(table: Mapping[str, Mapping[str, float]]) -> Figure:
 
 @_styled
 def energy_breakdown(
-    energy_j: ArrayLike, layers: Sequence[str], passes: Sequence[str], components: Sequence[str]
+    energy_j: ArrayLike,
+    layers: Sequence[str],
+    passes: Sequence[str],
+    components: Sequence[str],
+    intervals_j: ArrayLike | None = None,
 ) -> Figure:
     """Where the energy of a training step goes: a panel per pass, a bar per layer, a segment per component.
 
     Args:
       energy_j: (layers, passes, components) in joules.
       layers, passes, components: their names.
+      intervals_j: (2, layers, passes), low and high of the bars.
     """
-    values, unit, _ = _prefixed(np.asarray(energy_j, float), "J")
+    values, unit, scale = _prefixed(np.asarray(energy_j, float), "J")
     expected = (len(layers), len(passes), len(components))
     if values.shape != expected:
         raise ValueError(f"expected energies of shape {expected} (layers, passes, components), got {values.shape}")
@@ -185,6 +199,8 @@ def energy_breakdown(
     figure, axes = _panels(columns=len(passes), height=height, sharey=True, sharex=True)
     for index, (name, ax) in enumerate(zip(passes, axes, strict=True)):
         _stack(ax, values[:, index], components)
+        if intervals_j is not None:
+            _whiskers(ax, np.asarray(intervals_j, float)[:, :, index] * scale)
         ax.set_title(_plain(name))
         ax.set_xlabel(f"energy ({unit})")
         ax.xaxis.set_major_locator(MaxNLocator(3))
@@ -239,19 +255,25 @@ def roofline(
 
 
 @_styled
-def area_breakdown(areas: Mapping[str, Mapping[str, float]]) -> Figure:
+def area_breakdown(
+    areas: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float]] | None = None
+) -> Figure:
     """Chip area by component, one bar per design.
 
     Args:
       areas: design -> {component: mm2}.
+      intervals: design -> [low, high] of the whole in mm2.
     """
     components = list(dict.fromkeys(name for parts in areas.values() for name in parts))
     values = np.array([[parts.get(name, 0.0) for name in components] for parts in areas.values()], float)
     values = values.reshape(len(areas), len(components))
     figure, (ax,) = _panels(height=1.5 + 0.36 * max(len(areas), 1))
     _stack(ax, values, components)
-    for index, total in enumerate(values.sum(1)):
-        ax.annotate(f" {total:.3g}", (total, index), va="center")
+    totals = values.sum(1)
+    bounds = np.array([(intervals or {}).get(name, (np.nan, np.nan)) for name in areas], float).reshape(-1, 2)
+    _whiskers(ax, bounds.T)
+    for index, total in enumerate(totals):
+        ax.annotate(f" {total:.3g}", (np.nanmax([total, *bounds[index]]), index), va="center")
     ax.set_yticks(range(len(areas)), [_label(name) for name in areas])
     ax.margins(x=0.14)
     ax.set_xlabel("area (mm²)")
@@ -302,17 +324,15 @@ def _label(method: str) -> str:
     return _plain(method.replace("_", " "))
 
 
-def _method_index(method: str) -> int:
-    """Place in palette and markers, for a method the same in every figure."""
-    return METHODS.index(method) if method in METHODS else sum(method.encode()) % len(PALETTE)
-
-
-def _method_color(method: str) -> str:
-    return PALETTE[_method_index(method)]
-
-
-def _method_marker(method: str) -> str:
-    return _MARKERS[_method_index(method)]
+def _method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each method: a known one has the same in every figure, others take what is left."""
+    names = list(dict.fromkeys(methods))
+    known = {name: METHODS.index(name) for name in names if name in METHODS}
+    free = [i for i in range(len(PALETTE)) if i not in known.values()] or range(len(PALETTE))
+    rest = itertools.cycle(reversed(free))
+    places = {name: known[name] if name in known else next(rest) for name in names}
+    # The stretch before all methods has the colour of the text.
+    return {name: (INK if name == "pretrain" else PALETTE[i], _MARKERS[i]) for name, i in places.items()}
 
 
 def _prefixed(values: np.ndarray, unit: str) -> tuple[np.ndarray, str, float]:
@@ -345,15 +365,22 @@ def _stack(ax: Axes, values: np.ndarray, components: Sequence[str]) -> None:
     """Horizontal stacked bars: values (bars, components)."""
     left = np.zeros(len(values))
     for index, name in enumerate(components):
-        color = PALETTE[index % len(PALETTE)]
+        color, hatch = PALETTE[index % len(PALETTE)], _HATCHES[index // len(PALETTE) % len(_HATCHES)]
         ax.barh(
             range(len(values)), values[:, index], left=left, height=0.72, color=color, edgecolor=PAPER, linewidth=0.4,
-            label=_plain(name),
+            hatch=hatch, label=_plain(name),
         )  # fmt: skip
         left = left + values[:, index]
     ax.set_ylim(len(values) - 0.4, -0.6)  # the first bar on top
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
+
+
+def _whiskers(ax: Axes, intervals: np.ndarray) -> None:
+    """A line from low to high, (2, bars), across the end of each bar; none where it is empty or NaN."""
+    low, high = intervals
+    shown = np.flatnonzero(high > low)
+    ax.hlines(shown, low[shown], high[shown], color=INK, linewidth=1.1, alpha=0.75)
 
 
 def _label_ceilings(ax: Axes, peaks: Mapping[str, float], slopes: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ from codesign.baselines import random_chips
 from codesign.checkpoint import Checkpoint, Checkpoints
 from codesign.config import Config, config_to_dict, dump_config, fingerprint
 from codesign.cooptimize import State, StepFunction, make_step, refresh_mappings, refresh_noise, start_phase
+from codesign.cost_report import describe_cost, inference_cost
 from codesign.design import physical_values, with_values
 from codesign.evaluation import evaluate_chip
 from codesign.legalize import legal_chip, polish
@@ -37,7 +38,8 @@ from codesign.problem import (
 from codesign.progress import NullProgress, Progress, deferred_interrupt
 from codesign.report import METHODS, write_report
 from codesign.stages import Stage, choose, plan
-from codesign.summary import cost_row, summarise
+from codesign.summary import read_bits, summarise
+from codesign.uncertainty import compare
 from hw.chip import Chip
 from nets.data import Dataset, batches
 from nets.precision import LayerRule, freeze
@@ -45,7 +47,10 @@ from nets.training import Metrics, evaluate
 
 _FINAL_EFFORT = 4  # mappings tried per operation in a final evaluation, as a multiple of `search.evaluations`
 _CHECKPOINT_STEPS = 200  # steps lost at most by a kill
-_COST_KEYS = ("energy_uj", "latency_ms", "edp_js", "area_mm2", "power_mw", "accuracy")
+_COST_KEYS = (
+    "energy_uj", "latency_ms", "edp_js", "area_mm2", "power_mw", "intervals",
+    "energy_to_bound", "latency_to_bound", "edp_to_bound",
+)  # fmt: skip
 _CURVES = {"energy": ("energy_uj", 1e6), "latency": ("latency_ms", 1e3), "area": ("area_mm2", 1e6)}
 
 
@@ -348,11 +353,8 @@ class Run:
             chip, single.step, operation_bits, tensor_bits, key, single.labels,
             **options | {"tables": make_tables(single.step.operations)},
         )  # fmt: skip
-        num = single.inference.multiplicity.shape[0]
-        accesses = jax.tree.map(lambda x: x[:num], alone.candidates.accesses)
-        inference = step_cost(chip, single.inference, operation_bits[:num], tensor_bits, accesses, alone.prices)
         return summarise(workload, found, bits, self.states["current"].precision.names) | {
-            "inference": cost_row(inference)
+            "inference": describe_cost(inference_cost(single, alone, bits))
         }
 
     def result(self) -> dict[str, Any]:
@@ -361,21 +363,31 @@ class Run:
             self.results["random"] = self._random()
         rows = {name: self.results[name] for name in METHODS if name in self.results}
         joint = rows["joint"]
-        hidden = ("figures", "mappings", "chip", "bits")
+        for name in rows.keys() - {"joint"}:
+            rows[name] = rows[name] | {"against_joint": compare(rows[name], joint)}
+        hidden = ("figures", "mappings", "chip", "bits", "samples", "operations", "explanations")
         return {
             "title": f"{self.config.model.name} on {self.dataset.name}, co-designed",
             "config": config_to_dict(self.config),
             "summary": [{key: value for key, value in row.items() if key not in hidden} for row in rows.values()],
             "design": {
-                "chip": joint["chip"], "bits": joint["bits"], "training_step": _only(joint, _COST_KEYS),
-                "inference": joint["inference"], "mappings": joint["mappings"],
+                "chip": joint["chip"], "bits": joint["bits"], "training_step": _only(joint, (*_COST_KEYS, "accuracy")),
+                "inference": _only(joint["inference"], _COST_KEYS), "mappings": joint["mappings"],
             },
+            "operations": joint["operations"],
+            "explanations": joint["explanations"],
             "figures": {
-                "accuracy_energy": {"points": [_only(row, ("energy_uj", "accuracy")) | {"label": name} for name, row in rows.items()]},
+                "accuracy_energy": {"points": [
+                    _only(row, ("energy_uj", "accuracy")) | {"label": name, "interval": row["intervals"]["energy_uj"]}
+                    for name, row in rows.items()
+                ]},
                 "bits_per_layer": {"table": joint["bits"]},
                 "energy_breakdown": joint["figures"]["energy_breakdown"],
                 "roofline": joint["figures"]["roofline"],
-                "area_breakdown": {"areas": {name: row["figures"]["area"] for name, row in rows.items()}},
+                "area_breakdown": {
+                    "areas": {name: row["figures"]["area"] for name, row in rows.items()},
+                    "intervals": {name: row["intervals"]["area_mm2"] for name, row in rows.items()},
+                },
             },
             "notes": self._assumptions(),
             "seconds": self.notes.get("seconds", {}),
@@ -385,7 +397,7 @@ class Run:
 
     def _random(self) -> dict[str, Any]:
         """The random baseline: chips drawn for the network and bits that the joint search found."""
-        bits = jnp.asarray([list(row.values()) for row in self.results["joint"]["bits"].values()])
+        bits = read_bits(self.results["joint"]["bits"])
         key = jax.random.fold_in(self.key, 2_000_000)
         options = self._search_options()
         per_chip = 3 * options["evaluations"] * len(self.task.workload.names)  # three rounds from scratch

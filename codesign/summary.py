@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from codesign import mapper
+from codesign.cost_report import describe_cost, describe_operations, explain_dearest, headline, training_cost
 from codesign.design import physical_values
 from codesign.evaluation import Evaluated
 from codesign.tracing import Workload
+from codesign.uncertainty import interval
 from hw.arithmetic import product_cycles
 from hw.chip import Chip
 from hw.mapping import Mapping
 from hw.operation import LOOPS, OPERANDS, PASSES
 from hw.schedule import StepCost
-from hw.units import BYTE, MHZ, MILLIWATT, MM2
+from hw.units import BYTE, MHZ, MM2
 
 OPERAND_BITS = ("weights", "inputs", "input_grad", "weight_grad")
 _REST = ("vector unit and I/O", "leakage")  # rows of the energy figure that belong to no layer
@@ -34,46 +36,64 @@ def summarise(workload: Workload, found: Evaluated, bits: jax.Array, layers: Seq
       found: the chip with its mappings and cost.
       bits: (P, 4).
       layers: names of the P products.
+
+    Returns:
+      What `describe_cost` tells of the training step, its "operations", and "explanations" of the dearest; "samples" of
+      its headline numbers, for comparisons with other designs; "bits", "chip", "mappings", "figures".
     """
-    cost, table = found.cost, np.asarray(bits)
+    costed, described = training_cost(workload, found, bits), describe_bits(workload, bits, layers)
+    cost = costed.cost
     utilisation = zip(PASSES, np.asarray(cost.utilisation), strict=True)
-    return cost_row(cost) | {
-        "bits_mean": float(table.mean()),
-        "energy_per_sample_uj": float(cost.energy) * 1e6 / workload.batch,
-        "energy_by_component_uj": dict(zip(cost.components, np.asarray(cost.breakdown) * 1e6, strict=True)),
+    return describe_cost(costed) | {
+        "bits_mean": float(np.mean([width for row in described.values() for width in row.values()])),
         "utilisation": {name: float(share) for name, share in utilisation if share > 0},
         "spilled_kib": float(cost.spilled_bits.sum()) / BYTE / 1024,
         "peak_resident_kib": float(cost.occupancy.max()) / BYTE / 1024,
-        "bits": {
-            layer: dict(zip(OPERAND_BITS, row.tolist(), strict=True)) for layer, row in zip(layers, table, strict=True)
-        },
+        "samples": {name: samples.tolist() for name, samples in headline(costed.drawn).items()},
+        "bits": described,
         "chip": describe_chip(found.chip),
         "mappings": describe_mappings(workload.labels, found.candidates, found.chip.names),
+        "operations": describe_operations(costed),
+        "explanations": explain_dearest(costed),
         "figures": {
-            "energy_breakdown": energy_table(workload, cost, layers),
+            "energy_breakdown": energy_table(workload, cost, layers)
+            | {"intervals_j": energy_intervals(workload, costed.drawn, layers)},
             "roofline": roofline_data(workload, found.chip, cost),
             "area": area_parts(found.chip),
         },
     }
 
 
-def cost_row(cost: StepCost) -> dict[str, float]:
-    """The headline numbers in the units of reports."""
+def describe_bits(workload: Workload, bits: jax.Array, layers: Sequence[str]) -> dict[str, dict[str, float | int]]:
+    """Layer -> operand -> bits, without the errors of passes that training does not need."""
+    passes = {(int(product), name) for product, name in zip(workload.product, workload.passes, strict=True)}
     return {
-        "energy_uj": float(cost.energy) * 1e6,
-        "latency_ms": float(cost.latency) * 1e3,
-        "edp_js": float(cost.energy) * float(cost.latency),  # in double precision
-        "area_mm2": float(cost.area) / MM2,
-        "power_mw": float(cost.power) / MILLIWATT,
+        layer: {
+            operand: whole(width)
+            for operand, width in zip(OPERAND_BITS, row, strict=True)
+            if operand not in PASSES or (i, operand) in passes
+        }
+        for i, (layer, row) in enumerate(zip(layers, np.asarray(bits, float).tolist(), strict=True))
     }
+
+
+def read_bits(described: MappingABC[str, MappingABC[str, float]]) -> jax.Array:
+    """The table of bits (P, 4) of `describe_bits`; NaN where no pass reads it."""
+    rows = [[float(row.get(operand, np.nan)) for operand in OPERAND_BITS] for row in described.values()]
+    return jnp.asarray(rows, jnp.float32)
+
+
+def whole(value: float) -> float | int:
+    """A whole number as an integer, which is how people write it."""
+    return int(value) if float(value).is_integer() else value
 
 
 def describe_chip(chip: Chip) -> dict[str, Any]:
     """A chip's quantities for people and for `codesign.design.with_values`, units in the key names."""
-    values = {_UNIT_KEYS.get(name, name): round(value, 6) for name, value in physical_values(chip).items()}
+    values = {_UNIT_KEYS.get(name, name): whole(round(value, 6)) for name, value in physical_values(chip).items()}
     return values | {
         "mac": chip.mac.style,
-        "node_nm": chip.technology.node_nm,
+        "node_nm": whole(chip.technology.node_nm),
         "frequency_mhz": float(chip.frequency()) / MHZ,
         "area_mm2": float(chip.area().total) / MM2,
     }
@@ -148,6 +168,18 @@ def energy_table(workload: Workload, cost: StepCost, layers: Sequence[str]) -> d
     energy[-1, -1, leakage], rest[leakage] = rest[leakage], 0.0
     energy[-2, -1] = rest.clip(min=0.0)  # float32: a component without vector work may come out below zero
     return {"energy_j": energy, "layers": [*layers, *_REST], "passes": list(passes), "components": list(components)}
+
+
+def energy_intervals(workload: Workload, drawn: StepCost, layers: Sequence[str]) -> list[Any]:
+    """[low, high] of the bars of `energy_table`, each (layers, passes) in joules, from samples of the cost."""
+    passes = (*PASSES, "other")
+    operation_energy = np.asarray(drawn.operation_energy, float)
+    energy = np.zeros((len(operation_energy), len(layers) + len(_REST), len(passes)))
+    for i, (product, pass_) in enumerate(zip(np.asarray(workload.product), workload.passes, strict=True)):
+        energy[:, product, passes.index(pass_)] += operation_energy[:, i]
+    energy[:, -1, -1] = drawn.leakage_energy
+    energy[:, -2, -1] = np.asarray(drawn.energy, float) - energy.sum(axis=(1, 2))
+    return interval(energy)
 
 
 def roofline_data(workload: Workload, chip: Chip, cost: StepCost) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from codesign.design import physical_values, with_values
 from codesign.summary import (
     area_parts,
     chip_values,
-    cost_row,
+    describe_bits,
     describe_chip,
     describe_mappings,
+    energy_intervals,
     energy_table,
+    read_bits,
     read_mapping,
     roofline_data,
 )
@@ -27,17 +29,16 @@ from hw.operation import LOOPS
 LEVELS = ("register", "local", "shared", "dram")
 
 
-def test_units_of_the_headline_numbers():
-    cost = SimpleNamespace(energy=3e-4, latency=2e-3, area=1.5e-6, power=0.15)
-    expected = {"energy_uj": 300.0, "latency_ms": 2.0, "edp_js": 6e-7, "area_mm2": 1.5, "power_mw": 150.0}
-    assert cost_row(cost) == pytest.approx(expected)
-
-
-def test_tiny_edp_survives_single_precision():
-    cost = SimpleNamespace(
-        energy=jnp.asarray(1e-25), latency=jnp.asarray(1e-20), area=1.0, power=1.0
-    )  # their product is below the smallest float32
-    assert cost_row(cost)["edp_js"] == pytest.approx(1e-45, rel=1e-6)
+def test_bits_of_passes_that_do_not_exist_are_left_out_and_read_back():
+    workload = SimpleNamespace(
+        product=np.array([0, 1, 1, 0, 1]), passes=("forward", "forward", "input_grad", "weight_grad", "weight_grad")
+    )
+    bits = jnp.array([[4.0, 5.0, 6.0, 7.0], [4.5, 8.0, 9.0, 10.0]])
+    described = describe_bits(workload, bits, ["first", "second"])
+    assert described["first"] == {"weights": 4, "inputs": 5, "weight_grad": 7}
+    assert described["second"] == {"weights": 4.5, "inputs": 8, "input_grad": 9, "weight_grad": 10}
+    assert [type(width) for width in described["second"].values()] == [float, int, int, int]
+    np.testing.assert_array_equal(read_bits(described), bits.at[0, 2].set(jnp.nan))
 
 
 def test_chip_is_described_with_units_and_read_back():
@@ -49,6 +50,8 @@ def test_chip_is_described_with_units_and_read_back():
     assert (described["rows"], described["columns"], described["register_bytes"]) == (12, 7, 36)
     assert (described["local_kib"], described["vdd_v"], described["resident_fraction"]) == (17, 0.81, 0.3125)
     assert described["mac"] == "slices" and described["node_nm"] == 28
+    whole = [name for name, value in described.items() if isinstance(value, int)]
+    assert set(whole) >= {"rows", "columns", "register_bytes", "local_kib", "local_bandwidth_bits", "node_nm"}
     assert described["frequency_mhz"] == pytest.approx(float(chip.frequency()) / 1e6)
     assert described["area_mm2"] == pytest.approx(float(chip.area().total) * 1e6)
     again = with_values(make_chip(mac=chip.mac), chip_values(described))
@@ -144,6 +147,21 @@ def test_energy_table_puts_every_joule_in_its_place():
     assert at("vector unit and I/O", "other", "vector") == 7.0 and at("vector unit and I/O", "other", "dram") == 3.0
     cost = small_cost()
     assert energy.sum() == cost.operation_energy.sum() + 7.0 + 3.0 + 11.0
+
+
+def test_intervals_of_the_energy_table_are_those_of_its_bars():
+    """Samples that are the cost times 1, 2, ..., 101: the bars' quantiles are 6 and 96 times them."""
+    cost, times = small_cost(), np.arange(1.0, 102.0)
+    drawn = SimpleNamespace(
+        operation_energy=times[:, None] * cost.operation_energy,
+        leakage_energy=times * cost.leakage_energy,
+        energy=times * cost.breakdown.sum(),
+    )
+    layers = ["conv1", "conv2"]
+    bars = energy_table(small_workload(), cost, layers)["energy_j"].sum(axis=2)
+    low, high = energy_intervals(small_workload(), drawn, layers)
+    np.testing.assert_allclose(low, 6 * bars, atol=1e-9)
+    np.testing.assert_allclose(high, 96 * bars, atol=1e-9)
 
 
 def test_roofline_speeds_and_peaks():

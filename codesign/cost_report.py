@@ -1,0 +1,189 @@
+"""What a step costs, as reports tell it: headline numbers with error bars and lower bounds, operation by operation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codesign.evaluation import Evaluated
+from codesign.mapper import Candidates
+from codesign.objective import full_density, step_cost
+from codesign.tracing import Workload
+from codesign.uncertainty import interval, sample_step
+from hw.accesses import Accesses
+from hw.bounds import LowerBound, lower_bound
+from hw.chip import Chip
+from hw.cost import Cost, price
+from hw.mapping import Mapping
+from hw.schedule import Step, StepCost
+from hw.units import MILLIWATT, MM2
+
+NUM_EXPLAINED = 4
+
+
+class Costed(NamedTuple):
+    """A step on a chip, each of its n operations under one mapping, and all there is to tell of its cost.
+
+    Attributes:
+      chip, step: what runs where.
+      mappings: (n, ...).
+      operation_bits: (n, 3).
+      cost: at the constants' own values.
+      drawn: the same under sampled technologies, see `codesign.uncertainty.sample_step`.
+      operations, bounds: every operation run once, and what it costs at least under any mapping, (n,).
+      labels: of the n operations.
+      batch: samples per step.
+    """
+
+    chip: Chip
+    step: Step
+    mappings: Mapping
+    operation_bits: jax.Array
+    cost: StepCost
+    drawn: StepCost
+    operations: Cost
+    bounds: LowerBound
+    labels: tuple[str, ...]
+    batch: int
+
+
+def training_cost(workload: Workload, found: Evaluated, bits: jax.Array) -> Costed:
+    """A training step under the mappings found for it; bits (P, 4)."""
+    widths = workload.operation_bits(bits), workload.tensor_bits(bits)
+    return _costed(found.chip, workload.step, found.candidates, found.cost, *widths, workload)
+
+
+def inference_cost(single: Workload, found: Evaluated, bits: jax.Array) -> Costed:
+    """One inference of one sample.
+
+    Args:
+      single: the workload of one sample.
+      found: mappings of its training step; those of the forward pass, its first operations, are taken.
+      bits: (P, 4).
+    """
+    step, num = single.inference, single.inference.multiplicity.shape[0]
+    widths = single.operation_bits(bits)[:num], single.tensor_bits(bits)
+    candidates = jax.tree.map(lambda x: x[:num, :1], found.candidates)
+    cost = step_cost(found.chip, step, *widths, candidates.accesses, found.prices)
+    return _costed(found.chip, step, candidates, cost, *widths, single)
+
+
+def describe_cost(costed: Costed) -> dict[str, Any]:
+    """A step's cost as plain numbers.
+
+    Returns:
+      The headline numbers, "energy_per_sample_uj" and "energy_by_component_uj"; "intervals" with [low, high] of each of
+      these; "energy_to_bound", "latency_to_bound" and "edp_to_bound", multiples of what the step costs at least under
+      any mappings.
+    """
+    cost, drawn, batch = costed.cost, costed.drawn, costed.batch
+    row = {name: float(value) for name, value in headline(cost).items()}
+    intervals = {name: interval(samples) for name, samples in headline(drawn).items()}
+    components = np.asarray(cost.breakdown, float) * 1e6
+    lows, highs = interval(np.asarray(drawn.breakdown, float) * 1e6)
+    energy_to_bound, latency_to_bound = _multiples(costed)
+    return row | {
+        "energy_per_sample_uj": row["energy_uj"] / batch,
+        "energy_by_component_uj": dict(zip(cost.components, components.tolist(), strict=True)),
+        "intervals": intervals
+        | {
+            "energy_per_sample_uj": [bound / batch for bound in intervals["energy_uj"]],
+            "energy_by_component_uj": {
+                name: [low, high] for name, low, high in zip(cost.components, lows, highs, strict=True)
+            },
+        },
+        "energy_to_bound": energy_to_bound,
+        "latency_to_bound": latency_to_bound,
+        "edp_to_bound": energy_to_bound * latency_to_bound,
+    }
+
+
+def headline(cost: StepCost) -> dict[str, np.ndarray]:
+    """Energy, latency, EDP, area and power in the units of reports, each of the shape of `cost.energy`.
+
+    In double precision, in which the product of a tiny energy and latency survives.
+    """
+    energy, latency = np.asarray(cost.energy, float), np.asarray(cost.latency, float)
+    return {
+        "energy_uj": energy * 1e6,
+        "latency_ms": latency * 1e3,
+        "edp_js": energy * latency,
+        "area_mm2": np.asarray(cost.area, float) / MM2,
+        "power_mw": energy / latency / MILLIWATT,
+    }
+
+
+def describe_operations(costed: Costed) -> list[dict[str, Any]]:
+    """Energy and latency of every operation, all its runs, with intervals and bounds, and what limits its speed."""
+    cost, drawn, operations, bounds = costed.cost, costed.drawn, costed.operations, costed.bounds
+    resources = ("MACs", *costed.chip.names)
+    cycles = np.column_stack([np.asarray(operations.compute_cycles), np.asarray(operations.level_cycles)])
+    energies = np.transpose(interval(np.asarray(drawn.operation_energy, float) * 1e6)).tolist()
+    latencies = np.transpose(interval(np.asarray(drawn.operation_latency, float) * 1e3)).tolist()
+    return [
+        {
+            "operation": label,
+            "energy_uj": float(cost.operation_energy[i]) * 1e6,
+            "latency_ms": float(cost.operation_latency[i]) * 1e3,
+            "intervals": {"energy_uj": energies[i], "latency_ms": latencies[i]},
+            "energy_to_bound": float(operations.energy[i] / bounds.energy[i]),
+            "latency_to_bound": float(operations.latency[i] / bounds.latency[i]),
+            "limited_by": resources[int(cycles[i].argmax())],
+        }
+        for i, label in enumerate(costed.labels)
+    ]
+
+
+def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, str]]:
+    """The "operation" and the "text" that explains it, of the `num` operations that take the most energy."""
+    resident = costed.cost.resident[costed.step.operand_tensor]
+    widths = costed.operation_bits, full_density(costed.operation_bits), resident
+    everything = (costed.operations, costed.step.operations, costed.mappings, widths)
+    explained = []
+    for i in np.argsort(-np.asarray(costed.cost.operation_energy))[:num].tolist():
+        cost, operation, mapping, (bits, density, rho) = jax.tree.map(lambda x, i=i: x[i], everything)
+        text = cost.explain(operation, mapping, costed.chip, bits, density, rho)
+        explained.append({"operation": costed.labels[i], "text": text})
+    return explained
+
+
+def _costed(
+    chip: Chip,
+    step: Step,
+    candidates: Candidates,
+    cost: StepCost,
+    operation_bits: jax.Array,
+    tensor_bits: jax.Array,
+    workload: Workload,
+) -> Costed:
+    """Under the first candidate of every operation, (n, K), which `cost` is of."""
+    mappings, accesses = jax.tree.map(lambda x: x[:, 0], (candidates.mapping, candidates.accesses))
+    drawn = sample_step(chip, step, accesses, operation_bits, tensor_bits)
+    operations, bounds = _price_operations(chip, step, accesses, operation_bits, cost.resident)
+    labels = workload.labels[: len(operation_bits)]
+    return Costed(chip, step, mappings, operation_bits, cost, drawn, operations, bounds, labels, workload.batch)
+
+
+@jax.jit
+def _price_operations(
+    chip: Chip, step: Step, accesses: Accesses, operation_bits: jax.Array, resident: jax.Array
+) -> tuple[Cost, LowerBound]:
+    rho, density = resident[step.operand_tensor], full_density(operation_bits)
+    costs = jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, step.operations, accesses, operation_bits, density, rho)
+    bounds = jax.vmap(lower_bound, (None, 0, 0, 0, 0))(chip, step.operations, operation_bits, density, rho)
+    return costs, bounds
+
+
+def _multiples(costed: Costed) -> tuple[float, float]:
+    """Energy and latency of the step over those that no mappings of its operations go below.
+
+    Vector work, transfers and residency do not depend on mappings; the chip leaks through the least latency, too.
+    """
+    cost, bounds, runs = costed.cost, costed.bounds, costed.step.multiplicity
+    latency = jnp.sum(runs * bounds.latency) + jnp.sum(cost.vector_latency) + jnp.sum(cost.transfer_latency)
+    energy = jnp.sum(runs * bounds.energy) + jnp.sum(cost.vector_energy) + jnp.sum(cost.transfer_energy)
+    energy += costed.chip.leakage_power() * latency
+    return float(cost.energy / energy), float(cost.latency / latency)

@@ -1,0 +1,70 @@
+"""Error bars: what the doubt about a technology's constants does to the cost of a step, and to the order of two designs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping as MappingABC
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from codesign.objective import full_density
+from hw.accesses import Accesses
+from hw.chip import Chip
+from hw.schedule import Step, StepCost, evaluate_step
+from hw.technology import Technology, sample_technologies
+
+NUM_SAMPLES = 256
+QUANTILES = (0.05, 0.95)
+_SEED = 0  # one for all: designs are compared under the same draws
+
+
+@jax.jit
+def sample_step(
+    chip: Chip, step: Step, accesses: Accesses, operation_bits: jax.Array, tensor_bits: jax.Array
+) -> StepCost:
+    """The cost of a step under `NUM_SAMPLES` technologies drawn around the chip's own, its mappings held.
+
+    A draw sets all constants at once, and it is the same draw for every chip: what two chips, or two components of one,
+    have in common moves together.
+
+    Args:
+      accesses: counts of the operations under the mapping of each, (n, ...).
+      operation_bits, tensor_bits: (n, 3), (m,).
+
+    Returns:
+      A `StepCost` whose arrays have a leading axis of samples.
+    """
+    samples = sample_technologies(jax.random.key(_SEED), NUM_SAMPLES, chip.technology)
+
+    def cost(technology: Technology) -> StepCost:
+        drawn = dataclasses.replace(chip, technology=technology)
+        return evaluate_step(drawn, step, accesses, operation_bits, tensor_bits, full_density(operation_bits))
+
+    return jax.vmap(cost)(samples)
+
+
+def interval(samples: ArrayLike) -> list[Any]:
+    """[low, high]: the quantiles `QUANTILES` along the first axis."""
+    return np.quantile(np.asarray(samples, float), QUANTILES, axis=0).tolist()
+
+
+def compare(row: MappingABC[str, Any], reference: MappingABC[str, Any]) -> dict[str, dict[str, Any]]:
+    """One design against another, metric by metric.
+
+    Args:
+      row, reference: metric -> value, and "samples": metric -> its samples, the same draws for both.
+
+    Returns:
+      metric -> "ratio" of the values, its "interval", and "holds": the share of samples in which the two stand in the
+      order of their values (one lower, or both equal).
+    """
+    compared = {}
+    for name, samples in row["samples"].items():
+        ratio = row[name] / reference[name]
+        ratios = np.asarray(samples, float) / np.asarray(reference["samples"][name], float)
+        holds = np.mean(np.sign(ratios - 1.0) == np.sign(ratio - 1.0))
+        compared[name] = {"ratio": ratio, "interval": interval(ratios), "holds": float(holds)}
+    return compared
