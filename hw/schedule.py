@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from hw.accesses import Accesses
 from hw.chip import Chip
 from hw.cost import Cost, port_cycles, price
+from hw.explain import step_cost_html
 from hw.operation import PASSES
 from hw.step import Step, make_step, residency
 
@@ -87,6 +88,9 @@ class StepCost:
     def dram_energy(self) -> jax.Array:
         """Energy of all DRAM traffic in joules, shape (): operations, vector work, spills and external data."""
         return self.breakdown[..., self.access_energy.shape[-2]]
+
+    def _repr_html_(self) -> str:
+        return step_cost_html(self)
 
 
 def evaluate_step(

@@ -11,7 +11,7 @@ import pytest
 from hw.accesses import count
 from hw.chip import make_chip
 from hw.cost import evaluate
-from hw.explain import DIRECTIONS, _details, quantity, step_cost_html
+from hw.explain import DIRECTIONS, _details, quantity
 from hw.mapping import make_mapping
 from hw.operation import LOOPS, make_operation, stack_operations
 from hw.schedule import evaluate_step, make_step
@@ -120,7 +120,7 @@ def test_step_cost_shows_its_components():
     step = make_step(stack_operations([OPERATION]), [[0, 1, 2]], [30.0, 20.0, 24.0])
     accesses = jax.jit(jax.vmap(count))(step.operations, stack_operations([product_mapping()]))
     whole = jax.jit(evaluate_step)(CHIP, step, accesses, BITS[None], jnp.array([8.0, 4.0, 16.0]), jnp.ones((1, 2)))
-    page = step_cost_html(whole)
+    page = whole._repr_html_()
     for name, joules in zip(whole.components, whole.breakdown, strict=True):
         assert f"<td>{name}</td><td>{quantity(joules, 'J')}</td>" in page
     assert "every operation fits" in page and "forward" in page
