@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 
-from hw import memory
+from hw import memory, network
 from hw.arithmetic import Mac, cycle_energy, mac_area, make_mac
 from hw.memory import MemoryLevel
-from hw.technology import Technology, clock_frequency, leakage_scale, make_technology
+from hw.technology import Technology, clock_frequency, leakage_scale, make_technology, measured_clock
 from hw.units import KIB, MHZ, MILLIWATT, MM2
 
 AXES = ("X", "Y")
@@ -52,8 +54,10 @@ class Chip:
       size_bits: capacity per instance, shape (L,); infinite for DRAM.
       bandwidth_bits: bits per cycle and instance, reads and writes each ("1RW": both together), shape (L,).
       banks: banks per instance, shape (L,).
-      vdd: supply in volts, shape ().
-      clock_scale: clock relative to the technology's law at this supply, shape ().
+      vdd: supply of MACs, vector unit and control in volts, shape ().
+      relative_vdd: supply of each level relative to `vdd`, shape (L,); 1 where it shares that domain. DRAM's own supply
+        is part of its energy per bit.
+      clock: measured pairs of `vdd` in volts and clock in Hz, both rising, shape (n, 2); None for the technology's law.
       resident_fraction: share of level L - 2 given to tensors that stay between operations, shape (), in [0, 1).
       vector_lanes: number of lanes, shape ().
       kinds: kind of each level, see `hw.memory`.
@@ -70,7 +74,8 @@ class Chip:
     bandwidth_bits: jax.Array
     banks: jax.Array
     vdd: jax.Array
-    clock_scale: jax.Array
+    relative_vdd: jax.Array
+    clock: jax.Array | None
     resident_fraction: jax.Array
     vector_lanes: jax.Array
     kinds: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -94,28 +99,35 @@ class Chip:
         """Number of MACs, shape ()."""
         return self.fanout.prod()
 
+    def level_vdd(self) -> jax.Array:
+        """Supply of each level in volts, shape (L,)."""
+        return self.vdd * self.relative_vdd
+
     def frequency(self) -> jax.Array:
-        """Clock in Hz at this supply, shape ()."""
-        return self.clock_scale * clock_frequency(self.technology, self.vdd)
+        """Clock in Hz at this supply, shape (): as measured, or the law's in the slowest of the supply domains."""
+        if self.clock is not None:
+            return measured_clock(self.technology, self.vdd, self.clock)
+        memories = self.vdd * jnp.min(self.relative_vdd[:-1])
+        # Not a minimum: where all share one supply, to raise that of the memories alone does not speed up the chip.
+        return clock_frequency(self.technology, jnp.where(memories < self.vdd, memories, self.vdd))
 
     def energy_per_bit(self) -> jax.Array:
         """Joules per bit read and written at each level, shape (L, 2); full port width, words packed."""
+        supplies = self.level_vdd()
         return jnp.stack(
-            [memory.access_energy(level, self.technology, self.vdd) / level.port_bits for level in self.levels()]
+            [
+                memory.access_energy(level, self.technology, supplies[i]) / level.port_bits
+                for i, level in enumerate(self.levels())
+            ]
         )
 
     def wire_energy_per_bit(self) -> jax.Array:
-        """Joules to carry a bit between one instance of each level and what it feeds, shape (L,).
-
-        A bit travels the side of the square that everything below the instance covers, once for all that share it: a
-        broadcast. Source of the energy per distance: hw/data/logic.yaml.
-        """
-        below, sides = mac_area(self.mac, self.technology), []
-        for level, fanout in zip(self.levels(), self.fanout.prod(axis=1), strict=True):
-            below = fanout * below
-            sides.append(jnp.sqrt(below))
-            below = below + memory.area(level, self.technology)
-        return self.technology["wire.energy"] * self.vdd**2 * jnp.stack(sides)
+        """Joules to carry a bit between one instance of each level and what it feeds, shape (L,); see `hw.network`."""
+        supplies, tile, energies = self.level_vdd(), mac_area(self.mac, self.technology), []
+        for i, level in enumerate(self.levels()):
+            energies.append(network.delivery_energy(self.technology, supplies[i], tile, self.fanout[i]))
+            tile = self.fanout[i].prod() * tile + memory.area(level, self.technology)
+        return jnp.stack(energies)
 
     def bits_per_cycle(self) -> jax.Array:
         """Bandwidth of one instance of each level, bits per cycle, shape (L,); DRAM capped by the peak of its kind."""
@@ -148,12 +160,22 @@ class Chip:
 
     def leakage_power(self) -> jax.Array:
         """Leakage of the whole chip in watts at 300 K, shape (): memories, and logic by its area in transistors."""
-        technology = self.technology
-        memories = jnp.stack([memory.leakage_power(level, technology, self.vdd) for level in self.levels()])
+        technology, supplies = self.technology, self.level_vdd()
+        memories = jnp.stack(
+            [memory.leakage_power(level, technology, supplies[i]) for i, level in enumerate(self.levels())]
+        )
         area = self.area()
         transistors = (area.macs + area.vector) / (technology["logic.area"] * technology["node.area"])
         scale = leakage_scale(technology, self.vdd, technology["supply.vdd"])
         return (self.instances() * memories).sum() + technology["logic.leakage"] * transistors * scale
+
+    def _supplies(self) -> str:
+        own = [
+            f"{name} {float(supply):.3g} V"
+            for name, supply, ratio in zip(self.names, self.level_vdd(), self.relative_vdd, strict=True)
+            if float(ratio) != 1.0
+        ]
+        return f"{float(self.vdd):.3g} V" + (f" ({', '.join(own)})" if own else "")
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -164,7 +186,7 @@ class Chip:
         columns, array_rows = (float(size) for size in self.fanout[self.array_level])
         return (
             f"<p>{array_rows:.3g} x {columns:.3g} MACs ({self.mac.style}), {self.technology.node_nm} nm, "
-            f"{float(self.vdd):.3g} V, {float(self.frequency()) / MHZ:.4g} MHz, {float(self.area().total) / MM2:.3g} "
+            f"{self._supplies()}, {float(self.frequency()) / MHZ:.4g} MHz, {float(self.area().total) / MM2:.3g} "
             f"mm<sup>2</sup>, leakage {float(self.leakage_power()) / MILLIWATT:.3g} mW</p>"
             "<table><tr><th>level</th><th>kind</th><th>KiB</th><th>bits/cycle</th><th>banks</th></tr>"
             f"{rows}</table>"
@@ -187,7 +209,10 @@ def make_chip(
     node_nm: float | None = None,
     technology: Technology | None = None,
     vdd: float | None = None,
+    local_vdd: float | None = None,
+    shared_vdd: float | None = None,
     frequency_hz: float | None = None,
+    clock: Sequence[tuple[float, float]] | None = None,
     mac: Mac | None = None,
     vector: Mac | None = None,
     vector_lanes: float = 8,
@@ -209,8 +234,11 @@ def make_chip(
       shared_banks: banks of the shared SRAM, of 64 bytes at least.
       node_nm: feature size, default 28; instead of a `technology`.
       technology: constants of the process.
-      vdd: supply in volts; default the nominal one.
+      vdd: supply of the array in volts; default the nominal one.
+      local_vdd: supply of the local SRAM; default that of the array. It keeps its ratio where `vdd` moves.
+      shared_vdd: supply of the shared SRAM, likewise.
       frequency_hz: clock at `vdd` where it is known (measured chips), scaled to other supplies; default the law.
+      clock: several measured pairs of (vdd, frequency in Hz), both rising; instead of `frequency_hz`.
       mac: unit of the array; default 4 bit slices for operands of up to 16 bits.
       vector: unit of a vector lane; default fp32, as master weights are float32.
       vector_lanes: lanes of the vector unit.
@@ -218,7 +246,7 @@ def make_chip(
 
     Raises:
       ValueError: a number that is not positive and finite, a fraction outside [0, 1), an SRAM bank below 64 bytes, a
-        node out of range, both a node and a technology.
+        node out of range, both a node and a technology, both a frequency and pairs, pairs that do not rise.
     """
     if technology is not None and node_nm is not None:
         raise ValueError(f"expected either node_nm or technology, got both; drop {node_nm=}")
@@ -229,8 +257,13 @@ def make_chip(
         rows=rows, columns=columns, register_bits=register_bits, local_kib=local_kib, shared_kib=shared_kib,
         register_bandwidth_bits=register_bandwidth_bits, local_bandwidth_bits=local_bandwidth_bits,
         shared_bandwidth_bits=shared_bandwidth_bits, dram_bandwidth_bits=dram_bandwidth_bits, local_banks=local_banks,
-        shared_banks=shared_banks, vdd=vdd, vector_lanes=vector_lanes, frequency_hz=frequency_hz,
+        shared_banks=shared_banks, vdd=vdd, local_vdd=local_vdd, shared_vdd=shared_vdd, vector_lanes=vector_lanes,
+        frequency_hz=frequency_hz,
     )  # fmt: skip
+    if clock is not None and frequency_hz is not None:
+        raise ValueError(f"expected either clock or frequency_hz, got both; drop {frequency_hz=}")
+    if frequency_hz is not None:
+        clock = [(vdd, frequency_hz)]
     if not 0.0 <= resident_fraction < 1.0:
         raise ValueError(f"expected resident_fraction in [0, 1), got {resident_fraction}")
     for name, kib, banks in (("local", local_kib, local_banks), ("shared", shared_kib, shared_banks)):
@@ -247,7 +280,8 @@ def make_chip(
         ),
         banks=jnp.array([1, local_banks, shared_banks, 1], dtype=float),
         vdd=jnp.asarray(vdd, dtype=float),
-        clock_scale=jnp.ones(()) if frequency_hz is None else frequency_hz / clock_frequency(technology, vdd),
+        relative_vdd=jnp.array([1.0, *(1.0 if own is None else own / vdd for own in (local_vdd, shared_vdd)), 1.0]),
+        clock=None if clock is None else _clock_pairs(clock),
         resident_fraction=jnp.asarray(resident_fraction, dtype=float),
         vector_lanes=jnp.asarray(vector_lanes, dtype=float),
         kinds=("register", "sram", "sram", "dram"),
@@ -255,6 +289,13 @@ def make_chip(
         names=("register", "local", "shared", "dram"),
         array_level=1,
     )
+
+
+def _clock_pairs(clock: Sequence[tuple[float, float]]) -> jax.Array:
+    rises = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(clock))
+    if not clock or not rises or not all(0.0 < number < math.inf for pair in clock for number in pair):
+        raise ValueError(f"expected clock as pairs of (vdd, frequency in Hz), positive and rising, got {clock}")
+    return jnp.array(clock, dtype=float)
 
 
 def _check_positive(**numbers: float | None) -> None:

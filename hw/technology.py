@@ -144,13 +144,32 @@ def drive_current(technology: Technology, vdd: jax.Array | float) -> jax.Array:
 def clock_frequency(technology: Technology, vdd: jax.Array | float) -> jax.Array:
     """Highest clock in Hz at a supply: nominal clock times relative current over relative voltage. Shape ().
 
-    Published chips run 1.3x to 10x slower than this near threshold (margins, SRAM): give their pairs of supply and
-    frequency to `make_chip` instead.
+    Published chips run 1.3x to 10x slower than this near threshold (margins, SRAM): where pairs of supply and frequency
+    are known, `measured_clock` follows them.
     """
     nominal_vdd = technology["supply.vdd"]
     nominal = 1.0 / (technology["clock.depth"] * technology["node.delay"])
     drive = drive_current(technology, vdd) / drive_current(technology, nominal_vdd)
     return nominal * drive * nominal_vdd / vdd
+
+
+def measured_clock(technology: Technology, vdd: jax.Array, pairs: jax.Array) -> jax.Array:
+    """Clock in Hz at a supply, through measured pairs: log-linear between them, beyond them as the law goes. Shape ().
+
+    Args:
+      technology: constants; they matter beyond the pairs only.
+      vdd: supply in volts, shape ().
+      pairs: supply in volts and clock in Hz, shape (n, 2), both rising.
+    """
+    supplies, logarithms = pairs[:, 0], jnp.log(pairs[:, 1])
+    # Not a clip: at the ends, where chips are measured, its gradient would be a mixture. It is the law's there.
+    inside = jnp.where(vdd <= supplies[0], supplies[0], jnp.where(vdd >= supplies[-1], supplies[-1], vdd))
+    clock = logarithms[0]
+    for below in range(len(pairs) - 1):
+        share = (inside - supplies[below]) / (supplies[below + 1] - supplies[below])
+        between = (1.0 - share) * logarithms[below] + share * logarithms[below + 1]
+        clock = jnp.where(inside > supplies[below], between, clock)
+    return jnp.exp(clock) * clock_frequency(technology, vdd) / clock_frequency(technology, inside)
 
 
 def leakage_scale(technology: Technology, vdd: jax.Array | float, nominal_vdd: jax.Array | float) -> jax.Array:

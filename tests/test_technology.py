@@ -1,11 +1,14 @@
 """Constants with sources, and how they scale with node and supply."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+import yaml
 
+import hw
 from hw.technology import (
     Technology,
     clock_frequency,
@@ -26,6 +29,39 @@ def test_every_constant_has_bounds_unit_range_and_source(node, process, device, 
     for name, constant in load_constants(node, process, device, dram).items():
         assert 0.0 < constant.low <= constant.value <= constant.high, name
         assert constant.unit in UNITS and constant.range and constant.source, name
+
+
+def entries(name, entry, inherited):
+    """Every entry of a data file, with what it inherits from those around it: dotted name and fields."""
+    fields = inherited | {key: value for key, value in entry.items() if key not in ("by", "options")}
+    if "by" not in entry:
+        yield name, fields
+        return
+    for option, inner in entry["options"].items():
+        yield from entries(f"{name}[{option}]", inner, fields)
+
+
+FILES = sorted((Path(hw.__file__).parent / "data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_entry_of_the_data_files_is_complete(path):
+    leaves = [leaf for name, entry in yaml.safe_load(path.read_text()).items() for leaf in entries(name, entry, {})]
+    assert len(leaves) > 30
+    for name, fields in leaves:
+        assert set(fields) == {"value", "low", "high", "unit", "range", "source"}, name
+        assert 0.0 < fields["low"] <= fields["value"] <= fields["high"] < math.inf, name
+        assert fields["unit"] in UNITS and len(fields["range"]) > 5 and len(fields["source"]) > 3, name
+        assert "memory" not in fields["source"].lower(), name
+        # What nobody measured has error bars, or is a choice that is not sampled, and says so.
+        if "assumption" in fields["source"].lower() and "sampled" not in fields["source"].lower():
+            assert fields["low"] < fields["value"] < fields["high"], name
+
+
+def test_names_are_unique_and_all_of_them_are_loaded():
+    names = [name for path in FILES for name in yaml.safe_load(path.read_text())]
+    assert len(names) == len(set(names))
+    assert set(names) == set(load_constants(28, "general", "lstp", "LPDDR4")) - {"node.nm"}
 
 
 def test_constants_are_in_si():
