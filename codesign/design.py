@@ -99,6 +99,16 @@ class DesignSpace:
                 chips.append(with_values(self.base, values | {name: jnp.minimum(larger, variable.high)}))
         return chips
 
+    def _repr_html_(self) -> str:
+        values = physical_values(self.base)
+        rows = "".join(
+            f"<tr><td>{name.replace('_', ' ')}</td><td>{values[name]:.6g}</td><td>{variable.low:.4g} to "
+            f"{variable.high:.4g}</td><td>{variable.grain:.4g}</td><td>{variable.unit}</td></tr>"
+            for name, variable in self.variables.items()
+        )
+        head = "<tr><th>free quantity</th><th>base chip</th><th>range</th><th>grain</th><th>unit</th></tr>"
+        return f"<p>{len(self.variables)} free quantities</p><table>{head}{rows}</table>{self.base._repr_html_()}"
+
     def random(self, key: jax.Array) -> Design:
         """A design drawn uniformly on each quantity's own scale."""
         shares = jax.random.uniform(key, (len(self.variables),), minval=0.02, maxval=0.98)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping as MappingABC
 from typing import Any
 
@@ -21,7 +22,6 @@ QUANTILES = (0.05, 0.95)
 _SEED = 0  # one for all: designs are compared under the same draws
 
 
-@jax.jit
 def sample_step(
     chip: Chip, step: Step, accesses: Accesses, operation_bits: jax.Array, tensor_bits: jax.Array
 ) -> StepCost:
@@ -38,12 +38,21 @@ def sample_step(
       A `StepCost` whose arrays have a leading axis of samples.
     """
     samples = sample_technologies(jax.random.key(_SEED), NUM_SAMPLES, chip.technology)
+    return _under_each(samples, chip, step, accesses, operation_bits, tensor_bits)
 
-    def cost(technology: Technology) -> StepCost:
-        drawn = dataclasses.replace(chip, technology=technology)
-        return evaluate_step(drawn, step, accesses, operation_bits, tensor_bits, full_density(operation_bits))
 
-    return jax.vmap(cost)(samples)
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, None, None, None, None, None))
+def _under_each(
+    technology: Technology,
+    chip: Chip,
+    step: Step,
+    accesses: Accesses,
+    operation_bits: jax.Array,
+    tensor_bits: jax.Array,
+) -> StepCost:
+    drawn = dataclasses.replace(chip, technology=technology)
+    return evaluate_step(drawn, step, accesses, operation_bits, tensor_bits, full_density(operation_bits))
 
 
 def interval(samples: ArrayLike) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from hw.accesses import Accesses, count
 from hw.chip import AXES, Chip
 from hw.mapping import Mapping
-from hw.operation import LOOPS, OPERANDS, PASSES, Operation
+from hw.operation import LOOPS, OPERANDS, PASSES, Operation, stack_operations
 from hw.units import MM2, UNITS
 
 if TYPE_CHECKING:
@@ -113,17 +113,19 @@ def _details(
 
     def only(names: tuple[str, ...]) -> Accesses:
         counts = {name: getattr(accesses, name) for group in DIRECTIONS.values() for name in group}
-        kept = {name: words if name in names else jnp.zeros_like(words) for name, words in counts.items()}
-        return dataclasses.replace(accesses, **kept)
+        return dataclasses.replace(
+            accesses, **{name: words if name in names else jnp.zeros_like(words) for name, words in counts.items()}
+        )
+
+    def access_energy(accesses: Accesses) -> jax.Array:
+        return price(chip, operation, accesses, bits, density, resident).access_energy
 
     def components(values: dict[str, Any]) -> jax.Array:
         drawn = dataclasses.replace(chip, technology=dataclasses.replace(chip.technology, values=values))
         cost = price(drawn, operation, accesses, bits, density, resident)
         return jnp.concatenate([cost.access_energy.sum(axis=1), jnp.stack([cost.mac_energy, cost.control_energy])])
 
-    joules = jnp.stack(
-        [price(chip, operation, only(names), bits, density, resident).access_energy for names in DIRECTIONS.values()]
-    )
+    joules = jax.vmap(access_energy)(stack_operations([only(names) for names in DIRECTIONS.values()]))
     values = {name: jnp.asarray(value, bits.dtype) for name, value in chip.technology.values.items()}
     energy, slopes = components(values), jax.jacrev(components)(values)
     scale = jnp.where(energy > 0.0, energy, 1.0)

@@ -72,3 +72,11 @@ def test_with_values_changes_only_what_is_named():
     assert {n: v for n, v in after.items() if n not in ("local_kib", "rows")} == {
         n: v for n, v in before.items() if n not in ("local_kib", "rows")
     }
+
+
+def test_space_shows_its_quantities_and_its_base_chip(space):
+    page = space._repr_html_()
+    for name, variable in DEFAULT_VARIABLES.items():
+        assert f"<td>{name.replace('_', ' ')}</td><td>{physical_values(space.base)[name]:.6g}</td>" in page
+        assert f"<td>{variable.low:.4g} to {variable.high:.4g}</td>" in page
+    assert space.base._repr_html_() in page
