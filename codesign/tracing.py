@@ -6,13 +6,14 @@ import difflib
 import fnmatch
 import html
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codesign.accumulation import accumulate
 from codesign.dataflow import follow
 from codesign.nests import Nest, make_nest
 from codesign.passes import OPTIMIZERS, ProductSlot, Slot, VectorSlot, backward_slots, forward_slots
@@ -44,8 +45,9 @@ class Workload:
       tensor_product: (m,) int32, first product whose bits each tensor takes, -1 if none.
       names, passes: (n,) layer and pass of each operation.
       tensor_names, tensor_kind: (m,), see `codesign.tensors.Tensor`.
-      vector_names, vector_passes: (v,), what each piece of vector work makes; "forward", "backward" or "update".
-      batch: samples per step.
+      vector_names, vector_passes: (v,), what each piece of vector work makes; "forward", "backward", "accumulate" or
+        "update".
+      batch: samples per training step, all micro-batches together; an inference is of one micro-batch.
       num_parameters: elements of all parameters.
     """
 
@@ -136,6 +138,8 @@ def trace(
     optimizer: str = "sgd",
     gradient_bits: float = 16.0,
     master_bits: float = 32.0,
+    state_bits: float | None = None,
+    micro_batches: int = 1,
 ) -> Workload:
     """The workload of training `fn` by gradient descent, and of evaluating it.
 
@@ -151,16 +155,22 @@ def trace(
         layers ("conv*"); all of them by default.
       optimizer: "sgd", "momentum" or "adam".
       gradient_bits: width of weight gradients.
-      master_bits: width of master weights and of the optimiser's states.
+      master_bits: width of master weights.
+      state_bits: width of the optimiser's states; by default that of master weights.
+      micro_batches: how many batches like `args` a training step takes the sum of gradients over, one after the other.
 
     Raises:
-      ValueError: a function without convolution or product, an unknown optimiser, a pattern that matches nothing, or a
-        product that is no loop nest (see `codesign.nests.make_nest`, `nets.jaxpr.flatten`).
+      ValueError: a function without convolution or product, an unknown optimiser, widths or a number of micro-batches
+        that are not positive, a pattern that matches nothing, or a product that is no loop nest (see
+        `codesign.nests.make_nest`, `nets.jaxpr.flatten`).
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"expected optimizer to be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
-    if not (gradient_bits > 0 and master_bits > 0):
-        raise ValueError(f"expected positive widths, got gradient_bits={gradient_bits}, master_bits={master_bits}")
+    state_bits = master_bits if state_bits is None else state_bits
+    if not (gradient_bits > 0 and master_bits > 0 and state_bits > 0):
+        raise ValueError(f"expected positive widths, got {gradient_bits=}, {master_bits=}, {state_bits=}")
+    if micro_batches < 1 or micro_batches != int(micro_batches):
+        raise ValueError(f"expected one or more micro_batches, got {micro_batches}")
     program = flatten(fn, params, *args, enter_calls=True)
     if not program.products:
         raise ValueError("expected a function with a convolution or matrix product, got none; there is nothing to map")
@@ -169,7 +179,8 @@ def trace(
     table = TensorTable(program, flow, trained, gradient_bits, master_bits)
     inference = forward_slots(flow, table, keep=False)
     training = forward_slots(flow, table, keep=True) + backward_slots(program, flow, table, optimizer)
-    return _make_workload(program, table.tensors, inference, training)
+    tensors = [replace(t, fixed_bits=state_bits) if t.kind == "state" else t for t in table.tensors]
+    return _make_workload(program, tensors, inference, training, micro_batches)
 
 
 def _trained(program: Program, trainable: Callable[[str], bool] | Sequence[str] | None) -> list[Value]:
@@ -192,8 +203,13 @@ def _trained(program: Program, trainable: Callable[[str], bool] | Sequence[str] 
 
 
 def _make_workload(
-    program: Program, tensors: Sequence[Tensor], inference: Sequence[Slot], training: Sequence[Slot]
+    program: Program,
+    tensors: Sequence[Tensor],
+    inference: Sequence[Slot],
+    micro_batch: Sequence[Slot],
+    micro_batches: int,
 ) -> Workload:
+    training, kept, runs = accumulate(micro_batch, tensors, micro_batches)
     nests = [make_nest(product) for product in program.products]
     products = [slot for slot in training if isinstance(slot, ProductSlot)]
     vectors = [slot for slot in training if isinstance(slot, VectorSlot)]
@@ -203,8 +219,8 @@ def _make_workload(
             takes[i, product, column] = True
     columns = [[_READ_COLUMNS[s.pass_].get(operand, -1) for operand in nests[s.product].operands] for s in products]
     return Workload(
-        step=_to_step(nests, tensors, training),
-        inference=_to_step(nests, tensors, inference),
+        step=_to_step(nests, kept, training, runs, micro_batches),
+        inference=_to_step(nests, tensors, inference, [1] * len(inference)),
         operand_column=jnp.asarray(columns, jnp.int32),
         takes=jnp.asarray(takes),
         fixed_bits=jnp.asarray([0.0 if t.widths else t.fixed_bits for t in tensors], jnp.result_type(float)),
@@ -216,19 +232,21 @@ def _make_workload(
         tensor_kind=tuple(tensor.kind for tensor in tensors),
         vector_names=tuple(slot.name for slot in vectors),
         vector_passes=tuple(slot.pass_ for slot in vectors),
-        batch=nests[0].sizes["N"],
+        batch=nests[0].sizes["N"] * micro_batches,
         num_parameters=sum(value.size for value in program.parameters),
     )
 
 
-def _to_step(nests: Sequence[Nest], tensors: Sequence[Tensor], slots: Sequence[Slot]) -> Step:
-    """The slots as arrays."""
+def _to_step(
+    nests: Sequence[Nest], tensors: Sequence[Tensor], slots: Sequence[Slot], runs: Sequence[int], micro_batches: int = 1
+) -> Step:
+    """The slots as arrays, each with all its runs."""
     operations = [(i, slot) for i, slot in enumerate(slots) if isinstance(slot, ProductSlot)]
     vectors = [(i, slot) for i, slot in enumerate(slots) if isinstance(slot, VectorSlot)]
     reads, writes = np.zeros((2, len(vectors), len(tensors)))
-    for row, (_, slot) in enumerate(vectors):
+    for row, (i, slot) in enumerate(vectors):
         for table, elements in ((reads, slot.reads), (writes, slot.writes)):
-            table[row, list(elements)] = list(elements.values())
+            table[row, list(elements)] = [runs[i] * number for number in elements.values()]
     in_nest = [
         [slot.tensors[OPERANDS.index(operand)] for operand in nests[slot.product].operands] for _, slot in operations
     ]
@@ -238,11 +256,13 @@ def _to_step(nests: Sequence[Nest], tensors: Sequence[Tensor], slots: Sequence[S
         [tensor.elements for tensor in tensors],
         operation_slot=[i for i, _ in operations],
         operation_pass=[list(PASSES).index(slot.pass_) for _, slot in operations],
+        multiplicity=[runs[i] for i, _ in operations],
         persistent=[tensor.persistent for tensor in tensors],
         origin=[i if tensor.origin is None else tensor.origin for i, tensor in enumerate(tensors)],
         external=[float(tensor.external) for tensor in tensors],
+        tensor_multiplicity=[micro_batches] * len(tensors),
         vector_slot=[i for i, _ in vectors],
-        vector_ops=[slot.num_ops for _, slot in vectors],
+        vector_ops=[runs[i] * slot.num_ops for i, slot in vectors],
         vector_reads=reads,
         vector_writes=writes,
     )

@@ -167,22 +167,29 @@ def test_last_in_first_out():
     np.testing.assert_allclose(residency(step, jnp.ones(3), jnp.array(60.0)), [0.0, 0.4, 1.0], rtol=1e-6, atol=1e-7)
 
 
-def test_kept_copy_spills_what_no_longer_fits():
-    """60 of 100 bits are taken while the copy lives: 20 % of its 50 bits leave, written to DRAM once."""
+@pytest.mark.parametrize("times", [1, 3])
+def test_kept_copy_spills_what_no_longer_fits(times):
+    """60 of 100 bits are taken while the copy lives: 20 % of its 50 bits leave, written to DRAM each time."""
     operation = make_operation(N=1)
     origin, copy, large = 0, 1, 2
     operands = [[origin] * 3, [large] * 3, [copy] * 3]
     chip = make_chip(shared_kib=200 / 8192, shared_banks=1e-3, resident_fraction=0.5)
-    step = make_step(stack_operations([operation] * 3), operands, [50.0, 50.0, 60.0], origin=[0, 0, 2])
+    step = make_step(
+        stack_operations([operation] * 3),
+        operands,
+        [50.0, 50.0, 60.0],
+        origin=[0, 0, 2],
+        tensor_multiplicity=[times] * 3,
+    )
     cost = evaluated(step, chip, width=1.0)
     np.testing.assert_allclose(cost.resident, [1.0, 0.8, 1.0], rtol=1e-5)
     np.testing.assert_allclose(cost.spilled_bits, [0.0, 10.0, 0.0], rtol=1e-4)
     np.testing.assert_allclose(cost.occupancy, [50.0, 100.0, 40.0], rtol=1e-5)
     shared = float(chip.energy_per_bit()[-2].mean())
     control = float(chip.technology["clock.energy"]) + float(chip.technology["control.energy"])
-    expected = 10.0 * (shared * (1 + control) + dram_energy(chip))
+    expected = times * 10.0 * (shared * (1 + control) + dram_energy(chip))
     np.testing.assert_allclose(cost.transfer_energy, [0.0, expected, 0.0], rtol=1e-4)
-    cycles = 10.0 / float(chip.bits_per_cycle()[-2:].min())
+    cycles = times * 10.0 / float(chip.bits_per_cycle()[-2:].min())
     np.testing.assert_allclose(cost.transfer_latency, [0.0, cycles / float(chip.frequency()), 0.0], rtol=1e-4)
     after_origin = float(cost.operation_latency[0] + cost.transfer_latency[copy])
     np.testing.assert_allclose(cost.slot_start, [0.0, after_origin, float(cost.slot_end[1])], rtol=1e-5)
