@@ -211,8 +211,7 @@ def make_chip(
     vdd: float | None = None,
     local_vdd: float | None = None,
     shared_vdd: float | None = None,
-    frequency_hz: float | None = None,
-    clock: Sequence[tuple[float, float]] | None = None,
+    frequency_hz: float | Sequence[tuple[float, float]] | None = None,
     mac: Mac | None = None,
     vector: Mac | None = None,
     vector_lanes: float = 8,
@@ -237,8 +236,8 @@ def make_chip(
       vdd: supply of the array in volts; default the nominal one.
       local_vdd: supply of the local SRAM; default that of the array. It keeps its ratio where `vdd` moves.
       shared_vdd: supply of the shared SRAM, likewise.
-      frequency_hz: clock at `vdd` where it is known (measured chips), scaled to other supplies; default the law.
-      clock: several measured pairs of (vdd, frequency in Hz), both rising; instead of `frequency_hz`.
+      frequency_hz: clock where it is known (measured chips), at `vdd` or as pairs of (vdd, frequency in Hz), both
+        rising; the law carries it on to other supplies. Default the law alone.
       mac: unit of the array; default 4 bit slices for operands of up to 16 bits.
       vector: unit of a vector lane; default fp32, as master weights are float32.
       vector_lanes: lanes of the vector unit.
@@ -246,7 +245,7 @@ def make_chip(
 
     Raises:
       ValueError: a number that is not positive and finite, a fraction outside [0, 1), an SRAM bank below 64 bytes, a
-        node out of range, both a node and a technology, both a frequency and pairs, pairs that do not rise.
+        node out of range, both a node and a technology, pairs of supply and frequency that do not rise.
     """
     if technology is not None and node_nm is not None:
         raise ValueError(f"expected either node_nm or technology, got both; drop {node_nm=}")
@@ -258,12 +257,7 @@ def make_chip(
         register_bandwidth_bits=register_bandwidth_bits, local_bandwidth_bits=local_bandwidth_bits,
         shared_bandwidth_bits=shared_bandwidth_bits, dram_bandwidth_bits=dram_bandwidth_bits, local_banks=local_banks,
         shared_banks=shared_banks, vdd=vdd, local_vdd=local_vdd, shared_vdd=shared_vdd, vector_lanes=vector_lanes,
-        frequency_hz=frequency_hz,
     )  # fmt: skip
-    if clock is not None and frequency_hz is not None:
-        raise ValueError(f"expected either clock or frequency_hz, got both; drop {frequency_hz=}")
-    if frequency_hz is not None:
-        clock = [(vdd, frequency_hz)]
     if not 0.0 <= resident_fraction < 1.0:
         raise ValueError(f"expected resident_fraction in [0, 1), got {resident_fraction}")
     for name, kib, banks in (("local", local_kib, local_banks), ("shared", shared_kib, shared_banks)):
@@ -281,7 +275,7 @@ def make_chip(
         banks=jnp.array([1, local_banks, shared_banks, 1], dtype=float),
         vdd=jnp.asarray(vdd, dtype=float),
         relative_vdd=jnp.array([1.0, *(1.0 if own is None else own / vdd for own in (local_vdd, shared_vdd)), 1.0]),
-        clock=None if clock is None else _clock_pairs(clock),
+        clock=None if frequency_hz is None else _clock_pairs(vdd, frequency_hz),
         resident_fraction=jnp.asarray(resident_fraction, dtype=float),
         vector_lanes=jnp.asarray(vector_lanes, dtype=float),
         kinds=("register", "sram", "sram", "dram"),
@@ -291,11 +285,14 @@ def make_chip(
     )
 
 
-def _clock_pairs(clock: Sequence[tuple[float, float]]) -> jax.Array:
-    rises = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(clock))
-    if not clock or not rises or not all(0.0 < number < math.inf for pair in clock for number in pair):
-        raise ValueError(f"expected clock as pairs of (vdd, frequency in Hz), positive and rising, got {clock}")
-    return jnp.array(clock, dtype=float)
+def _clock_pairs(vdd: float, frequency_hz: float | Sequence[tuple[float, float]]) -> jax.Array:
+    pairs = frequency_hz if isinstance(frequency_hz, Sequence) else [(vdd, frequency_hz)]
+    rising = all(lower < upper for pair in pairwise(pairs) for lower, upper in zip(*pair, strict=True))
+    if not pairs or not rising or not all(0.0 < number < math.inf for pair in pairs for number in pair):
+        raise ValueError(
+            f"expected frequency_hz positive, or positive and rising pairs of (vdd, Hz), got {frequency_hz}"
+        )
+    return jnp.array(pairs, dtype=float)
 
 
 def _check_positive(**numbers: float | None) -> None:
