@@ -117,10 +117,10 @@ def evaluate_cores(
     prices = jax.vmap(price, (None, 0, 0, 0, 0, 0))
     operands = step.operations, accesses, operation_bits, density, resident[step.operand_tensor]
     core = schedule.core[step.operation_slot]
-    costs = _choose(core, [prices(chip, *operands) for chip in cores.chips])
+    costs = choose_core(core, [prices(chip, *operands) for chip in cores.chips])
     kinds_of_work = (vector_work, step.vector_slot), (transfer_work, step.transfer_slot())
     vector, transfers = (
-        _choose(schedule.core[slot], [work(chip, step, resident, tensor_bits) for chip in cores.chips])
+        choose_core(schedule.core[slot], [work(chip, step, resident, tensor_bits) for chip in cores.chips])
         for work, slot in kinds_of_work
     )
     busy = (step.multiplicity / jnp.stack([chip.frequency() for chip in cores.chips])[core])[:, None]
@@ -134,7 +134,15 @@ def evaluate_cores(
     return total(die, step, costs, (vector, transfers), timing, resident, tensor_bits, schedule.alive)
 
 
-def _choose[Tree](core: jax.Array, by_core: Sequence[Tree]) -> Tree:
-    """Row k, (k, ...), of the tree of its core."""
+def choose_core[Tree](core: jax.Array, by_core: Sequence[Tree]) -> Tree:
+    """Takes each row from the tree of its core.
+
+    Args:
+      core: (k,), core of each row.
+      by_core: a pytree for each core, of arrays (k, ...).
+
+    Returns:
+      The pytree of arrays (k, ...).
+    """
     rows = jnp.arange(core.shape[0], dtype=core.dtype)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[core, rows], *by_core)

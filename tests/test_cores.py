@@ -1,6 +1,8 @@
 """Steps on several cores: one core is `evaluate_step`, what is shared and what adds up, overlap, gradients."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -251,3 +253,14 @@ def test_unlike_cores_are_refused():
     schedule = make_schedule(step, [0] * step.num_slots, 1)
     with pytest.raises(ValueError, match="schedule for 2 cores, got one for 1"):
         evaluate_cores(make_cores([chip, chip]), step, schedule, *inputs(step))
+
+
+def test_example_of_the_documentation_runs(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "schedule.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(example, "schedule.md", "exec"), {"__name__": "example"})
+    lines = re.findall(r"(.+): ([\d.]+) µs, ([\d.]+) µJ, ([\d.]+) mm²", capsys.readouterr().out)
+    assert [name for name, *_ in lines] == ["in turn", "side by side"]
+    (slow, _, area), (fast, _, same) = (map(float, numbers) for _, *numbers in lines)
+    assert fast < slow
+    assert same == area

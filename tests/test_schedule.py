@@ -197,8 +197,8 @@ def test_kept_copy_spills_what_no_longer_fits(times):
 
 def random_step(seed, num_tensors=12, num_operations=9):
     rng = np.random.default_rng(seed)
-    operands = rng.integers(0, num_tensors, (num_operations, 3))
     persistent = rng.random(num_tensors) < 0.2
+    operands = rng.integers(0, num_tensors, (num_operations, 3))
     operations = stack_operations([make_operation(N=1)] * num_operations)
     return make_step(operations, operands, rng.uniform(1, 50, num_tensors), persistent=persistent)
 
@@ -220,6 +220,21 @@ def test_residency_and_occupancy_equal_brute_force(x64, seed):
     np.testing.assert_allclose(resident, expected, atol=1e-9)
     np.testing.assert_allclose((resident * size) @ np.asarray(step.alive()), occupied, atol=1e-9)
     assert max(occupied) <= capacity * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_occupancy_of_a_step_equals_a_sweep_over_its_slots(x64, seed):
+    """A tensor is there from the first slot that names it to the last, weights always; 120 bits for all of them."""
+    step = random_step(seed)
+    chip = make_chip(shared_kib=240 / 8192, shared_banks=1e-3, resident_fraction=0.5)
+    cost = evaluated(step, chip, width=2.0)
+    bits = np.asarray(cost.resident) * 2.0 * np.asarray(step.tensor_elements)
+    always = np.random.default_rng(seed).random(len(bits)) < 0.2  # drawn first in `random_step`
+    for slot in range(step.num_slots):
+        so_far, still = (set(np.ravel(step.operand_tensor[part])) for part in (slice(0, slot + 1), slice(slot, None)))
+        there = (so_far & still) | (set(np.flatnonzero(always)) & set(np.ravel(step.operand_tensor)))
+        assert float(cost.occupancy[slot]) == pytest.approx(sum(bits[t] for t in there), rel=1e-9)
+    assert 60.0 < float(cost.occupancy.max()) <= 120.0 * (1 + 1e-9)
 
 
 def test_more_capacity_is_never_worse():
