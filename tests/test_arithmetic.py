@@ -212,6 +212,18 @@ def test_tables_fill_with_the_additions_and_writes_that_are_counted(x64):
     assert additions(pairs) + additions(signs) == 12 and len(signs) == 8
 
 
+def test_look_ups_save_more_the_narrower_the_weights():
+    # UNPU reports 23.1, 27.2, 41 and 53.6 % less than a MAC array at 16, 8, 4 and 1 bit. Only the order is claimed:
+    # its baseline is not public, and glitches, which burden wide multipliers most, are not counted.
+    saved = []
+    for weight_bits in (16.0, 8.0, 4.0, 1.0):
+        bits, sum_bits = jnp.array([weight_bits, 16.0]), weight_bits + 24.0
+        units = make_mac("lut", tree=16.0), make_mac("fixed", (weight_bits, 16.0))
+        table, plain = (float(product_energy(unit, TECHNOLOGY, NOMINAL, bits, sum_bits)) for unit in units)
+        saved.append(1.0 - table / plain)
+    assert saved == sorted(saved) and 0.0 < saved[0] and saved[-1] < 1.0
+
+
 def test_sharing_a_table_saves_and_wider_weights_cost_less_than_in_proportion():
     bits = jnp.array([8.0, 8.0])
     shared, alone = make_mac("lut", (8.0, 8.0), table_sharing=16.0), make_mac("lut", (8.0, 8.0), table_sharing=1.0)

@@ -104,6 +104,26 @@ def test_dram_costs_its_energy_per_bit_whatever_the_supply():
     assert memory.bits_per_cycle(external, TECHNOLOGY, jnp.array(1e8)) == 64.0
 
 
+# Picojoules per bit that sources give for the device alone and for the system, least and most; bus in bits, MT/s.
+DRAM_KINDS = [
+    ("DDR3", 20, 70, 64, 1600),
+    ("DDR4", 12, 45, 64, 3200),
+    ("LPDDR2", 8, 40, 32, 1066),
+    ("LPDDR3", 6, 24, 32, 1600),
+    ("LPDDR4", 4, 12.5, 32, 3200),
+    ("LPDDR4X", 3, 7, 32, 4267),
+    ("LPDDR5", 2.5, 6, 32, 6400),
+]
+
+
+@pytest.mark.parametrize(("kind", "least", "most", "width", "megatransfers"), DRAM_KINDS)
+def test_dram_kinds_span_what_sources_give(kind, least, most, width, megatransfers):
+    technology = make_technology(28, dram=kind)
+    energy = technology.constant("dram.energy")
+    assert (energy.low, energy.high) == pytest.approx((least * 1e-12, most * 1e-12))
+    assert technology["dram.bandwidth"] == pytest.approx(width * megatransfers * 1e6, rel=1e-3)
+
+
 @pytest.mark.parametrize(("kind", "ports"), [("sram", "1RW"), ("sram", "1R1W"), ("register", "1R1W"), ("dram", "1RW")])
 def test_gradients(kind, ports, x64):
     technology = make_technology(28)
