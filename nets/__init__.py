@@ -1,8 +1,10 @@
 """Models and the arithmetic they train with: products found in any JAX function, and their quantised twins."""
 
+from nets.bitslice import BitSlices
 from nets.jaxpr import Equation, Product, Program, Value, find_products, flatten, interpret
 from nets.noise import NoiseModel, make_noise_measurement, no_noise
 from nets.precision import FLOAT, LayerRule, Precision, PrecisionRules, QuantState, freeze, init_precision, unfreeze
+from nets.saved_activations import LocalFormat, make_local_format
 from nets.transform import quantize
 
 # Another distribution may ship an import package of this name and overwrite it silently: `codesign` checks this marker.
@@ -10,8 +12,10 @@ __distribution__ = "jax-codesign"
 
 __all__ = [
     "FLOAT",
+    "BitSlices",
     "Equation",
     "LayerRule",
+    "LocalFormat",
     "NoiseModel",
     "Precision",
     "PrecisionRules",
@@ -24,6 +28,7 @@ __all__ = [
     "freeze",
     "init_precision",
     "interpret",
+    "make_local_format",
     "make_noise_measurement",
     "no_noise",
     "quantize",

@@ -68,6 +68,14 @@ class Slicing:
         return (2**self.shift - 1,) * (self.num_slices - 1) + (top,)
 
 
+@dataclass(frozen=True)
+class BitSlices:
+    """A multiplier of bit slices, in rules: the width of a slice and the style of the code."""
+
+    width: int = 4
+    style: str = "signed"
+
+
 def make_slicing(num_bits: int, width: int, style: str = "signed", has_sign: bool = True) -> Slicing:
     """A slicing, checked.
 

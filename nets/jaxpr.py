@@ -10,7 +10,7 @@ Only this file touches `jax.extend.core`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class Value:
       dtype: its dtype.
       path: None if it depends on data, that is on any argument but the first. Otherwise the path of the parameter it is
         computed from, such as "conv1/kernel" (of several, that of the largest input), or "" if it is a constant.
-      trained: whether it depends on a parameter, possibly among others.
+      trained: whether it depends on a parameter that is trained, possibly among others.
       producer: index of the latest product it depends on, None if there is none.
       constant: the array itself if the program closes over it, else None.
     """
@@ -61,7 +61,8 @@ class Product:
       kind: "dot" (`dot_general`) or "conv" (`conv_general_dilated`).
       param_path: path of the parameter on its weights side, None if it has none.
       weights_operand: 0 if lhs is the weights side, 1 if rhs is (also where no operand comes from a parameter).
-      needs_input_grad: whether its inputs depend on a parameter, so that training has to pass the error on to them.
+      needs_input_grad: whether its inputs depend on a trained parameter, so that training has to pass the error on to
+        them.
       lhs_shape, rhs_shape, out_shape: shapes of its operands and its result.
       dtype: dtype of its result.
       params: the primitive's parameters: dimension numbers, strides, padding, dilation, groups, precision.
@@ -133,7 +134,7 @@ class Program:
                 yield equation
 
 
-def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False) -> Program:
+def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False, frozen: Collection[str] = ()) -> Program:
     """Traces `fn(params, *args)` into a `Program`.
 
     Args:
@@ -142,6 +143,7 @@ def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False) ->
       *args: pytrees of its further arguments, likewise.
       enter_calls: enter every call, whether it holds products or not, so that the element-wise work of a ReLU or a
         softmax is seen. Such a program is for reading: calls lose their own differentiation rules.
+      frozen: paths of parameters that are not trained.
 
     Returns:
       The program. To follow a tensor, follow a `Value` from the equation that has it among its outputs to those that
@@ -153,7 +155,9 @@ def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False) ->
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     paths = parameter_paths(params)
     variables = closed.jaxpr.invars
-    parameters = [_value(variable, path, trained=True) for variable, path in zip(variables, paths, strict=False)]
+    parameters = [
+        _value(variable, path, trained=path not in frozen) for variable, path in zip(variables, paths, strict=False)
+    ]
     arguments = [_value(variable) for variable in variables[len(paths) :]]
     flattener = _Flattener(enter_calls)
     outputs, equations = flattener.inline(closed, parameters + arguments)
@@ -168,11 +172,11 @@ def parameter_paths(params: Any) -> tuple[str, ...]:
     return tuple(_path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
-def find_products(fn: Callable, params: Any, *args: Any) -> tuple[Product, ...]:
+def find_products(fn: Callable, params: Any, *args: Any, frozen: Collection[str] = ()) -> tuple[Product, ...]:
     """Every product of `fn(params, *args)`, in order of execution.
 
     Args:
-      fn, params, args: as for `flatten`.
+      fn, params, args, frozen: as for `flatten`.
 
     Returns:
       Static descriptions, with unique names.
@@ -180,10 +184,58 @@ def find_products(fn: Callable, params: Any, *args: Any) -> tuple[Product, ...]:
     Raises:
       ValueError: as `flatten`.
     """
-    return flatten(fn, params, *args).products
+    return flatten(fn, params, *args, frozen=frozen).products
 
 
-def interpret(fn: Callable, on_product: Callable, keep_checkpoints: bool = True) -> Callable:
+def is_relu(equation: Equation) -> bool:
+    """Whether an equation is `jax.nn.relu`: a maximum with zero under the derivative rule of that name."""
+    if equation.primitive != "custom_jvp_call" or equation.params.get("name", "relu") != "relu":
+        return False
+    body = equation.params["call_jaxpr"].jaxpr
+    while len(body.eqns) == 1 and body.eqns[0].primitive.name in _CALLS:
+        body = body.eqns[0].params["jaxpr"].jaxpr
+    if [eqn.primitive.name for eqn in body.eqns] != ["max"]:
+        return False
+    bounds = [atom for atom in body.eqns[0].invars if isinstance(atom, jex.Literal)]
+    return len(bounds) == 1 and float(bounds[0].val) == 0.0
+
+
+def join_equations(equations: Sequence[Equation], wanted: Iterable[Value], primitive: str) -> Equation:
+    """One equation that evaluates several, none of them a product.
+
+    Args:
+      equations: in order of execution.
+      wanted: values that are read elsewhere.
+      primitive: a name for it.
+
+    Returns:
+      The equation; it reads what the others read and none of them writes, and writes what is wanted.
+    """
+    written = dict.fromkeys(value for equation in equations for value in equation.outputs)
+    read = dict.fromkeys(value for equation in equations for value in equation.inputs)
+    inputs = tuple(value for value in read if value not in written and value.constant is None)
+    wanted = frozenset(wanted)
+    outputs = tuple(value for value in written if value in wanted)
+
+    def run(*arrays: Any) -> list[Any]:
+        env = dict(zip(inputs, arrays, strict=True))
+        _evaluate(equations, (), _no_products, env)
+        return [_read(env, value) for value in outputs]
+
+    return Equation(primitive, inputs, outputs, {}, None, (), run)
+
+
+def _no_products(*_: Any) -> Any:
+    raise AssertionError("expected equations without products")
+
+
+def interpret(
+    fn: Callable,
+    on_product: Callable,
+    keep_checkpoints: bool = True,
+    rewrite: Callable[[Program], Program] = lambda program: program,
+    frozen: Collection[str] = (),
+) -> Callable:
     """`fn` with its products evaluated by a callback.
 
     Args:
@@ -192,6 +244,8 @@ def interpret(fn: Callable, on_product: Callable, keep_checkpoints: bool = True)
         returns its result, in the shape and dtype of `default_fn(lhs, rhs)`, which evaluates the product as it stands.
       keep_checkpoints: evaluate regions under `jax.checkpoint` under it again. Without, `on_product` may keep what it
         sees, and everything is saved for the backward pass.
+      rewrite: applied to the program before it is evaluated; it keeps parameters, arguments, products and outputs.
+      frozen: paths of parameters that are not trained.
 
     Returns:
       A function of the same arguments with the same result. It works under `jit`, `grad` and `vmap`; calls without
@@ -202,13 +256,31 @@ def interpret(fn: Callable, on_product: Callable, keep_checkpoints: bool = True)
     """
 
     def interpreted(params: Any, *args: Any) -> Any:
-        program = flatten(fn, params, *args)
+        program = rewrite(flatten(fn, params, *args, frozen=frozen))
         env = dict(zip(program.parameters + program.arguments, jax.tree.leaves((params, args)), strict=True))
         equations = program.equations if keep_checkpoints else tuple(program.walk())
         _evaluate(equations, program.products, on_product, env)
         return jax.tree.unflatten(program.output_tree, [_read(env, value) for value in program.outputs])
 
     return interpreted
+
+
+def used_inputs(fn: Callable, *args: Any) -> tuple[bool, ...]:
+    """Which arguments the result of a function depends on, as its jaxpr has it.
+
+    Args:
+      fn: a function of pytrees of arrays.
+      *args: arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      One entry per leaf of `args`. An argument of a call counts as used if any result of the call is.
+    """
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    live = {variable for variable in jaxpr.outvars if not isinstance(variable, jex.Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if not live.isdisjoint(eqn.outvars):
+            live.update(variable for variable in eqn.invars if not isinstance(variable, jex.Literal))
+    return tuple(variable in live for variable in jaxpr.invars)
 
 
 def _evaluate(equations: Sequence[Equation], products: Sequence[Product], on_product: Callable, env: dict) -> None:

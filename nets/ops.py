@@ -5,7 +5,9 @@ pass. Quantised values travel as integers times a power of two in float32: their
 steps. Statistics of the backward pass leave it as the cotangent of a zero-valued argument, the probe.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from nets import fixed_point, rounding
+from nets.bitslice import Slicing, make_slicing, sliced_conv_general_dilated, sliced_dot_general
 from nets.jaxpr import Product
+from nets.rules import LayerRule
+from nets.saved_activations import Absent, decode, encode, pack, unpack, when_needed
 
 # Columns of the statistics of a backward pass.
 STATISTICS = {
@@ -26,6 +31,15 @@ STATISTICS = {
 NUM_STATISTICS = 12
 # They count about so many values of an array: counting all would take a fifth of a small training step.
 _SAMPLE_SIZE = 2**12
+_CONV_OPTIONS = (
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,16 @@ class Spec:
       signed: whether weights and inputs have a sign.
       learned: whether step and range of weights and inputs get a gradient, else it is zero.
       stochastic: whether errors are rounded stochastically, else to nearest.
+      rule: how it multiplies and what it saves.
+      frozen: whether its weights are not trained: no weight_grad, and no inputs kept for it.
     """
 
     product: Product
     signed: tuple[bool, bool]
     learned: tuple[bool, bool]
     stochastic: bool
+    rule: LayerRule = field(default_factory=LayerRule)
+    frozen: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -96,26 +114,32 @@ def quantised_product(
     """
     product = spec.product
     q_weights, q_inputs = map(_quantise, _by_role(product, lhs, rhs), formats.step, formats.top, spec.signed)
-    return _multiply(product, q_weights, q_inputs).astype(product.dtype)
+    return _forward(spec, q_weights, q_inputs, formats.step).astype(product.dtype)
 
 
 def _product_fwd(spec, lhs, rhs, formats, seed, probe):
-    return quantised_product(spec, lhs, rhs, formats, seed, probe), (lhs, rhs, formats, seed)
+    weights, inputs = _by_role(spec.product, lhs, rhs)
+    kept = _kept_inputs(spec, inputs, formats.step[1], formats.top[1])
+    return quantised_product(spec, lhs, rhs, formats, seed, probe), (weights, kept, formats, seed)
 
 
 def _product_bwd(spec, residuals, error):
-    lhs, rhs, formats, seed = residuals
+    weights, kept, formats, seed = residuals
     product = spec.product
-    (q_weights, pull_weights), (q_inputs, pull_inputs) = (
-        jax.vjp(partial(_quantise, signed=signed), x, step, top)
-        for x, step, top, signed in zip(
-            _by_role(product, lhs, rhs), formats.step, formats.top, spec.signed, strict=True
-        )
+    if isinstance(kept, _Kept):
+        kept, error = when_needed(kept, error)
+    q_weights, pull_weights = jax.vjp(
+        partial(_quantise, signed=spec.signed[0]), weights, formats.step[0], formats.top[0]
     )
-    error = error.astype(q_inputs.dtype)
+    q_inputs, pull_inputs = _restored_inputs(spec, kept, formats.step[1], formats.top[1])
+    like_inputs = jax.ShapeDtypeStruct(_by_role(product, product.lhs_shape, product.rhs_shape)[1], q_weights.dtype)
+    error = error.astype(q_weights.dtype)
     errors = input_error, weight_error = _quantise_errors(spec, error, formats, seed)
-    (input_grad,) = jax.linear_transpose(lambda x: _multiply(product, q_weights, x), q_inputs)(input_error)
-    (weight_grad,) = jax.linear_transpose(lambda w: _multiply(product, w, q_inputs), q_weights)(weight_error)
+    (input_grad,) = jax.linear_transpose(lambda x: _multiply(product, q_weights, x), like_inputs)(input_error)
+    if q_inputs is None:
+        weight_grad = jnp.zeros_like(q_weights)
+    else:
+        (weight_grad,) = jax.linear_transpose(lambda w: _multiply(product, w, q_inputs), q_weights)(weight_error)
 
     d_weights, *d_weights_format = pull_weights(weight_grad)
     d_inputs, *d_inputs_format = pull_inputs(input_grad)
@@ -143,6 +167,96 @@ def _quantise(x: jax.Array, step: jax.Array, top: jax.Array, signed: bool) -> ja
     return fixed_point.quantise(x.astype(rounding.float32_or_wider(x.dtype)), step, top, signed)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Kept:
+    """Inputs that are not kept as they came: at low bits or not at all, with a packed mask of those within range."""
+
+    values: Any
+    inside: jax.Array
+
+
+def _kept_inputs(spec: Spec, x: jax.Array, step: jax.Array, top: jax.Array) -> Any:
+    """What the backward pass needs of the inputs."""
+    saved = spec.rule.saved
+    if saved is None and not spec.frozen:
+        return x
+    inside = (x <= top.astype(x.dtype)) & (x >= (-top.astype(x.dtype) if spec.signed[1] else jnp.zeros_like(x)))
+    if saved is None or spec.frozen:
+        return _Kept(Absent.like(x), pack(inside, 1))
+    try:
+        values = encode(_quantise(x, step, top, spec.signed[1]), saved)
+    except ValueError as error:
+        raise ValueError(f"{error} (in what is saved of the inputs of {spec.product.name})") from error
+    return _Kept(dataclasses.replace(values, dtype=x.dtype), pack(inside, 1))
+
+
+def _restored_inputs(spec: Spec, kept: Any, step: jax.Array, top: jax.Array) -> tuple[jax.Array | None, Callable]:
+    """Quantised inputs for weight_grad, None if there is none, and the pullback of their quantisation."""
+    if not isinstance(kept, _Kept):
+        return jax.vjp(partial(_quantise, signed=spec.signed[1]), kept, step, top)
+
+    def pull(g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        inside = unpack(kept.inside, kept.values.shape) == 1
+        return (
+            jnp.where(inside, g, jnp.zeros_like(g)).astype(kept.values.dtype),
+            jnp.zeros_like(step),
+            jnp.zeros_like(top),
+        )
+
+    if isinstance(kept.values, Absent):
+        return None, pull
+    return decode(kept.values).astype(rounding.float32_or_wider(kept.values.dtype)), pull
+
+
+def _forward(spec: Spec, weights: jax.Array, inputs: jax.Array, step: jax.Array) -> jax.Array:
+    """The product of quantised operands, formed as the rule says."""
+    if spec.rule.multiplier is None:
+        return _multiply(spec.product, weights, inputs)
+    # Exact: steps are powers of two.
+    levels = (x * (1.0 / unit.astype(x.dtype)) for x, unit in zip((weights, inputs), step, strict=True))
+    unit = (step[0] * step[1]).astype(weights.dtype)
+    return _multiply_slices(spec.product, spec.rule, spec.signed, *levels) * unit
+
+
+def _multiply_slices(
+    product: Product, rule: LayerRule, signed: tuple[bool, bool], weights: jax.Array, inputs: jax.Array
+) -> jax.Array:
+    """The product of integers, slice by slice."""
+    lhs_slicing, rhs_slicing = _by_role(product, *_slicings(rule, signed))
+    lhs, rhs = _by_role(product, weights, inputs)
+    if product.kind == "dot":
+        return sliced_dot_general(lhs, rhs, product.params["dimension_numbers"], lhs_slicing, rhs_slicing)
+    options = {name: product.params[name] for name in _CONV_OPTIONS}
+    return sliced_conv_general_dilated(lhs, rhs, lhs_slicing=lhs_slicing, rhs_slicing=rhs_slicing, **options)
+
+
+def _slicings(rule: LayerRule, signed: tuple[bool, bool]) -> list[Slicing]:
+    """How weights and inputs are cut."""
+    assert rule.multiplier is not None
+    width, style = rule.multiplier.width, rule.multiplier.style
+    return [make_slicing(bits, width, style, sign) for bits, sign in zip(rule.bits[:2], signed, strict=True)]
+
+
+def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> None:
+    """Refuses a rule that a product cannot be trained with.
+
+    Args:
+      product: the product.
+      rule: its rule.
+      signed: whether its weights and inputs have a sign.
+
+    Raises:
+      ValueError: if a multiplier cannot hold the operands, its sums may overflow, or its widths are to be trained.
+    """
+    if rule.multiplier is None:
+        return
+    if rule.learn:
+        raise ValueError("expected given widths for a multiplier of slices, got learned ones; set learn=False")
+    values = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (product.lhs_shape, product.rhs_shape)]
+    jax.eval_shape(partial(_multiply_slices, product, rule, signed), *_by_role(product, *values))
+
+
 def _quantise_errors(spec: Spec, error: jax.Array, formats: Formats, seed: jax.Array | None) -> list[jax.Array]:
     """The error in the formats of input_grad and weight_grad, rounded with the same random words."""
     words = None
@@ -168,10 +282,11 @@ def _multiply(product: Product, weights: jax.Array, inputs: jax.Array) -> jax.Ar
 
 
 def _statistics(
-    weights: jax.Array, inputs: jax.Array, errors: list[jax.Array], error: jax.Array, error_range: jax.Array
+    weights: jax.Array, inputs: jax.Array | None, errors: list[jax.Array], error: jax.Array, error_range: jax.Array
 ) -> jax.Array:
-    """Counts of a backward pass, over a sample, in the order of `STATISTICS`."""
-    weights, inputs, magnitude = _sample(weights), _sample(inputs), jnp.abs(_sample(error))
+    """Counts of a backward pass, over a sample, in the order of `STATISTICS`; none of inputs that are not there."""
+    inputs = jnp.zeros(0, weights.dtype) if inputs is None else _sample(inputs)
+    weights, magnitude = _sample(weights), jnp.abs(_sample(error))
     limits = error_range.astype(error.dtype)
     masks = [_sample(e) != 0.0 for e in errors]
     masks += [

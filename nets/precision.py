@@ -7,8 +7,7 @@ parameters.
 """
 
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,73 +18,10 @@ import numpy as np
 from nets import fixed_point
 from nets.calibration import calibrate
 from nets.fixed_point import FLOAT_BITS, SIGNIFICAND_BITS
-from nets.jaxpr import find_products
-from nets.ops import NUM_STATISTICS, STATISTICS, Formats
-
-
-@dataclass(frozen=True)
-class LayerRule:
-    """Bits that a layer starts with, 2 to 24, or 32 for float32.
-
-    Attributes:
-      weights, inputs: widths of the operands of its products.
-      input_grad, weight_grad: widths of the error in the two backward passes.
-      learn: whether these widths are trained.
-    """
-
-    weights: int = 8
-    inputs: int = 8
-    input_grad: int = 8
-    weight_grad: int = 8
-    learn: bool = True
-
-    @property
-    def bits(self) -> tuple[int, int, int, int]:
-        """Widths of weights, inputs, and errors in input_grad and weight_grad."""
-        return self.weights, self.inputs, self.input_grad, self.weight_grad
-
-
-#: Leaves a layer as it is.
-FLOAT = LayerRule(FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, learn=False)
-
-
-@dataclass(frozen=True)
-class PrecisionRules:
-    """Which layer starts with which rule.
-
-    Attributes:
-      rules: patterns of layer names, such as "conv*" (`fnmatch`), to rules; the first pattern that matches counts. A
-        layer that none matches stays float32; a pattern that is first for no layer is an error of `init_precision`.
-    """
-
-    rules: Mapping[str, LayerRule]
-
-    def assign(self, names: Sequence[str]) -> tuple[LayerRule, ...]:
-        """The rule of each layer.
-
-        Args:
-          names: names of all products.
-
-        Returns:
-          One rule per name.
-
-        Raises:
-          ValueError: if a rule has an impossible width, or applies to no layer.
-        """
-        for pattern, rule in self.rules.items():
-            if any(not (2 <= bits <= SIGNIFICAND_BITS or bits == FLOAT_BITS) for bits in rule.bits):
-                raise ValueError(
-                    f"expected 2 to {SIGNIFICAND_BITS} bits, or {FLOAT_BITS} for float32, got {rule.bits} in the rule "
-                    f"{pattern!r}; change that rule"
-                )
-        first = [next((p for p in self.rules if fnmatch.fnmatchcase(name, p)), None) for name in names]
-        for pattern in self.rules:
-            if pattern not in first:
-                raise ValueError(
-                    f"expected every rule to apply to a layer, got {pattern!r}, which is first for none of "
-                    f"{', '.join(names)}; correct or remove it"
-                )
-        return tuple(FLOAT if pattern is None else self.rules[pattern] for pattern in first)
+from nets.jaxpr import Product, find_products, parameter_paths
+from nets.ops import NUM_STATISTICS, STATISTICS, Formats, check_rule
+from nets.rules import FLOAT as FLOAT
+from nets.rules import LayerRule, PrecisionRules
 
 
 @jax.tree_util.register_dataclass
@@ -147,6 +83,8 @@ class Precision:
         Inputs that depend on no parameter are not: their gradient would take an input_grad pass that training has no
         other use for.
       frozen: whether nothing is trained at present, whatever `learned` says.
+      rules: the rules that the products were initialised with.
+      frozen_params: paths of the parameters that training leaves alone.
     """
 
     log2_step: jax.Array
@@ -157,6 +95,8 @@ class Precision:
     signed: tuple[tuple[bool, bool], ...] = dataclasses.field(metadata={"static": True})
     learned: tuple[tuple[bool, bool], ...] = dataclasses.field(metadata={"static": True})
     frozen: bool = dataclasses.field(default=False, metadata={"static": True})
+    rules: tuple[LayerRule, ...] = dataclasses.field(default=(), metadata={"static": True})
+    frozen_params: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def bits(self) -> jax.Array:
         """Widths in bits of weights, inputs, and errors in input_grad and weight_grad.
@@ -203,6 +143,10 @@ class Precision:
             log2_step=jnp.where(fits, self.log2_step, jnp.clip(self.log2_step, finest, coarsest)),
             error_bits=jnp.where(is_float, self.error_bits, jnp.clip(self.error_bits, min_bits, max_bits)),
         )
+
+    def rule(self, row: int) -> LayerRule:
+        """The rule that a product was initialised with."""
+        return self.rules[row] if self.rules else LayerRule()
 
     def trains(self, row: int) -> tuple[bool, bool]:
         """Whether the formats of weights and inputs of a product are trained at present."""
@@ -268,9 +212,11 @@ def init_precision(
       (precision, quant_state).
 
     Raises:
-      ValueError: if `fn` has no products, a rule is impossible or applies to no layer, or an operand is not finite.
+      ValueError: if `fn` has no products, a rule is impossible or applies to no layer, or an operand is not finite;
+        naming the layer and the rule.
     """
-    products = find_products(fn, params, *args)
+    frozen = rules.frozen_paths(parameter_paths(params))
+    products = find_products(fn, params, *args, frozen=frozen)
     if not products:
         raise ValueError(
             "expected a function with a convolution or matrix product, got none; there is nothing to quantise"
@@ -284,14 +230,27 @@ def init_precision(
                 f"expected finite weights and inputs on the calibration batch, got NaN or infinity at "
                 f"{product.name!r}; check data and parameters"
             )
+    signed = tuple((bool(weights), bool(inputs)) for weights, inputs in np.asarray(found.signed))
+    for product, rule, signs in zip(products, assigned, signed, strict=True):
+        try:
+            check_rule(product, rule, signs)
+        except ValueError as error:
+            raise ValueError(f"{error} (layer {product.name!r}, rule {rules.pattern(product.name)!r})") from error
     precision = Precision(
         log2_step=found.log2_step,
         log2_range=found.log2_range,
         error_bits=bits[:, 2:],
         names=tuple(product.name for product in products),
         param_paths=tuple(product.param_path for product in products),
-        signed=tuple((bool(weights), bool(inputs)) for weights, inputs in np.asarray(found.signed)),
-        learned=tuple((r.learn, r.learn and p.needs_input_grad) for r, p in zip(assigned, products, strict=True)),
+        signed=signed,
+        learned=tuple(map(_learned, assigned, products)),
+        rules=assigned,
+        frozen_params=frozen,
     )
     probes = jnp.zeros((len(products), NUM_STATISTICS), bits.dtype)
     return precision, QuantState(found.error_log2_range, jnp.ones_like(bits), probes)
+
+
+def _learned(rule: LayerRule, product: Product) -> tuple[bool, bool]:
+    """Whether formats of weights and inputs are trained."""
+    return rule.learn, rule.learn and product.needs_input_grad and rule.saved is None

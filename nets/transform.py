@@ -5,18 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from nets import ops
-from nets.jaxpr import Product, interpret
+from nets.jaxpr import Product, Program, interpret, parameter_paths
 from nets.precision import Precision, QuantState
+from nets.rewriting import keep_less
 
 
 def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
     """The quantised twin of `fn(params, *args)`.
 
     Every product of `fn` gets the operand formats of its row of `precision` and, in the backward pass, error formats
-    of its own for input_grad and weight_grad. Everything else stays as it is. Widths, steps and ranges are arrays:
-    changing them compiles nothing anew.
+    of its own for input_grad and weight_grad; what its rule says about multipliers, masks and saved activations is
+    done as well. Everything else stays as it is. Widths, steps and ranges are arrays: changing them compiles nothing
+    anew. Frozen parameters get zero gradients; an optimiser with weight decay must be masked for them, too.
 
     Args:
       fn: function of `(params, *args)`; its `args` may hold batch statistics, dropout keys and data, its result may
@@ -52,6 +55,7 @@ def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
 
     def quantized(params: Any, precision: Precision, quant_state: QuantState, key: jax.Array | None, *args: Any) -> Any:
         num_products = len(precision.names)
+        params = _without_gradient(params, precision.frozen_params)
         rows = {name: row for row, name in enumerate(precision.names)}
         formats = _rows(precision.formats(quant_state), num_products)
         probes = _rows(quant_state.probes, num_products)
@@ -66,12 +70,38 @@ def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
                     f"{product.name!r}; call init_precision with this function"
                 )
             row = rows[product.name]
-            spec = ops.Spec(product, precision.signed[row], precision.trains(row), stochastic)
-            return ops.quantised_product(spec, lhs, rhs, formats[row], seeds[row], probes[row])
+            frozen = product.param_path in precision.frozen_params
+            spec = ops.Spec(
+                product, precision.signed[row], precision.trains(row), stochastic, precision.rule(row), frozen
+            )
+            traced = [lhs, rhs, formats[row], probes[row]]
+            if precision.frozen_params and not product.needs_input_grad:
+                # Nothing below is trained: errors end here, and a layer that is frozen itself has no backward pass.
+                stopped = range(4) if frozen else [1 - product.weights_operand]
+                for place in stopped:
+                    traced[place] = lax.stop_gradient(traced[place])
+            return ops.quantised_product(spec, *traced[:3], seeds[row], traced[3])
 
-        return interpret(fn, on_product)(params, *args)
+        def rewrite(program: Program) -> Program:
+            names = [product.name for product in program.products]
+            rules = [precision.rule(rows[name]) for name in names if name in rows]
+            if not any(rule.masks or rule.saved for rule in rules):
+                return program
+            return keep_less(program, [rule.masks for rule in rules], [rule.saved for rule in rules], names)
+
+        return interpret(fn, on_product, rewrite=rewrite, frozen=precision.frozen_params)(params, *args)
 
     return quantized
+
+
+def _without_gradient(params: Any, paths: tuple[str, ...]) -> Any:
+    """The same parameters, those at `paths` constant."""
+    leaves, structure = jax.tree.flatten(params)
+    held = [
+        lax.stop_gradient(leaf) if path in paths else leaf
+        for path, leaf in zip(parameter_paths(params), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, held)
 
 
 def _rows(tree: Any, num_rows: int) -> list[Any]:

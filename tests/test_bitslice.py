@@ -8,7 +8,9 @@ import pytest
 from jax import lax
 
 from nets import bitslice
-from nets.bitslice import FLOAT32_LIMIT, STYLES, Slicing, make_slicing, sum_dtype
+from nets.bitslice import FLOAT32_LIMIT, STYLES, BitSlices, Slicing, make_slicing, sum_dtype
+from nets.precision import LayerRule, PrecisionRules, init_precision
+from nets.transform import quantize
 
 MATRIX = (((1,), (0,)), ((), ()))
 
@@ -221,3 +223,42 @@ def test_other_errors_say_what_to_do():
         bitslice.sliced_conv_general_dilated(
             jnp.ones((2, 1, 4, 4)), jnp.ones((2, 1, 3, 3)), (1, 1), "SAME", two, two, batch_group_count=2
         )
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (13, 8)])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_rule_switches_slices_on_without_changing_a_bit(style, bits):
+    """In a network of a convolution and a matrix product, with inputs of both kinds of sign."""
+
+    def fn(params, x):
+        kernel, numbers = params["conv"]["kernel"], ("NHWC", "HWIO", "NHWC")
+        h = jax.nn.relu(lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=numbers))
+        return h.reshape(h.shape[0], -1) @ params["dense"]["kernel"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"conv": (3, 3, 2, 4), "dense": (36, 3)}
+    params = {n: {"kernel": jax.random.normal(k, s)} for k, (n, s) in zip(keys[:2], shapes.items(), strict=True)}
+    x = jax.random.normal(keys[2], (5, 6, 6, 2))
+
+    def gradients(multiplier):
+        rule = LayerRule(*bits, 8, 8, learn=False, multiplier=multiplier)
+        precision, state = init_precision(fn, PrecisionRules({"*": rule}), params, x)
+        loss = lambda params, state: jnp.sum(jnp.sin(quantize(fn)(params, precision, state, keys[0], x)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, state)
+
+    chex.assert_trees_all_equal(gradients(BitSlices(4, style)), gradients(None))
+
+
+def test_rules_that_slices_cannot_follow_name_layer_and_rule():
+    fn = lambda params, x: x @ params["dense"]["kernel"]  # noqa: E731
+    params, x = {"dense": {"kernel": jnp.ones((64, 2))}}, -jnp.ones((3, 64))
+
+    def refused(match, *bits, multiplier, **options):
+        rules = PrecisionRules({"d*": LayerRule(*bits, multiplier=multiplier, **options)})
+        with pytest.raises(ValueError, match=match + r".*layer 'dense', rule 'd\*'"):
+            init_precision(fn, rules, params, x)
+
+    refused("expected given widths", multiplier=BitSlices(4))
+    refused("slices of 2 to 3 bits", 3, 3, multiplier=BitSlices(4), learn=False)
+    refused("expected operands of 1 to 16 bits, got 20", 20, 8, multiplier=BitSlices(4), learn=False)
+    refused("to fit int32, got a possible magnitude of 68719476736", 16, 16, multiplier=BitSlices(4), learn=False)

@@ -1,0 +1,111 @@
+"""What a user asks of each layer, by name: widths, and how the chip multiplies, saves and feeds back."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nets.bitslice import BitSlices
+from nets.fixed_point import FLOAT_BITS, SIGNIFICAND_BITS
+from nets.saved_activations import LocalFormat
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Bits that a layer starts with, 2 to 24, or 32 for float32, and the mechanisms it trains with.
+
+    Attributes:
+      weights, inputs: widths of the operands of its products.
+      input_grad, weight_grad: widths of the error in the two backward passes.
+      learn: whether these widths are trained.
+      masks: whether ReLUs and max poolings after it keep packed masks for their backward pass.
+      saved: how its inputs are kept for weight_grad, and its outputs for the normalisation or activation after it;
+        None keeps them as they are. Weight gradients, and gradients of normalisations, are then approximate. ReLUs and
+        max poolings keep masks. The format of its inputs is not trained.
+      multiplier: how its forward products are formed, None as a whole; the result is the same, bit for bit. Its widths
+        are not trained.
+    """
+
+    weights: int = 8
+    inputs: int = 8
+    input_grad: int = 8
+    weight_grad: int = 8
+    learn: bool = True
+    masks: bool = field(default=False, kw_only=True)
+    saved: LocalFormat | None = field(default=None, kw_only=True)
+    multiplier: BitSlices | None = field(default=None, kw_only=True)
+
+    @property
+    def bits(self) -> tuple[int, int, int, int]:
+        """Widths of weights, inputs, and errors in input_grad and weight_grad."""
+        return self.weights, self.inputs, self.input_grad, self.weight_grad
+
+
+#: Leaves a layer as it is.
+FLOAT = LayerRule(FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, FLOAT_BITS, learn=False)
+
+
+@dataclass(frozen=True)
+class PrecisionRules:
+    """Which layer starts with which rule.
+
+    Attributes:
+      rules: patterns of layer names, such as "conv*" (`fnmatch`), to rules; the first pattern that matches counts. A
+        layer that none matches stays float32; a pattern that is first for no layer is an error of `init_precision`.
+      frozen: patterns of paths of parameters, such as "block1/*", that are not trained: their layers have no
+        weight_grad and keep no inputs for it, and errors stop above the lowest layer that is trained. A pattern that
+        matches no parameter is an error.
+    """
+
+    rules: Mapping[str, LayerRule]
+    frozen: tuple[str, ...] = ()
+
+    def assign(self, names: Sequence[str]) -> tuple[LayerRule, ...]:
+        """The rule of each layer.
+
+        Args:
+          names: names of all products.
+
+        Returns:
+          One rule per name.
+
+        Raises:
+          ValueError: if a rule has an impossible width, or applies to no layer.
+        """
+        for pattern, rule in self.rules.items():
+            if any(not (2 <= bits <= SIGNIFICAND_BITS or bits == FLOAT_BITS) for bits in rule.bits):
+                raise ValueError(
+                    f"expected 2 to {SIGNIFICAND_BITS} bits, or {FLOAT_BITS} for float32, got {rule.bits} in the rule "
+                    f"{pattern!r}; change that rule"
+                )
+        first = [self.pattern(name) for name in names]
+        for pattern in self.rules:
+            if pattern not in first:
+                raise ValueError(
+                    f"expected every rule to apply to a layer, got {pattern!r}, which is first for none of "
+                    f"{', '.join(names)}; correct or remove it"
+                )
+        return tuple(FLOAT if pattern is None else self.rules[pattern] for pattern in first)
+
+    def pattern(self, name: str) -> str | None:
+        """The pattern whose rule applies to a layer, None if there is none."""
+        return next((pattern for pattern in self.rules if fnmatch.fnmatchcase(name, pattern)), None)
+
+    def frozen_paths(self, paths: Sequence[str]) -> tuple[str, ...]:
+        """Paths of the parameters that are not trained.
+
+        Args:
+          paths: of all parameters.
+
+        Returns:
+          Those that a pattern of `frozen` matches.
+
+        Raises:
+          ValueError: if a pattern matches none.
+        """
+        for pattern in self.frozen:
+            if not fnmatch.filter(paths, pattern):
+                raise ValueError(
+                    f"expected every frozen pattern to match a parameter, got {pattern!r}, which matches none of "
+                    f"{', '.join(paths)}; correct or remove it"
+                )
+        return tuple(path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in self.frozen))
