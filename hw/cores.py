@@ -26,7 +26,7 @@ from hw.step import Step, residency
 class Cores:
     """Cores that share level L - 2, DRAM and technology; see `make_cores`.
 
-    An access to a shared level costs and takes what it does at the supply and the clock of the core that makes it.
+    Cores may differ in supply and clock. The shared SRAM has one supply; an access takes cycles of the core that makes it.
 
     Attributes:
       chips: the cores. What they share is the same in all. The `resident_fraction` of each is the part of the shared SRAM
@@ -50,8 +50,8 @@ class Cores:
     def leakage_power(self) -> jax.Array:
         """Leakage in watts of all cores, the shared SRAM once, shape ()."""
         first, *others = self.chips
-        shared = first.instances()[-2] * memory.leakage_power(first.levels()[-2], first.technology, first.vdd)
-        return sum((chip.leakage_power() - shared for chip in others), first.leakage_power())
+        shared = memory.leakage_power(first.levels()[-2], first.technology, first.level_vdd()[-2])
+        return sum((chip.leakage_power() - first.instances()[-2] * shared for chip in others), first.leakage_power())
 
 
 def make_cores(chips: Sequence[Chip]) -> Cores:
@@ -78,10 +78,11 @@ def make_cores(chips: Sequence[Chip]) -> Cores:
         }
         labels = {name: getattr(chip, name)[:-2] + getattr(first, name)[-2:] for name in ("kinds", "ports", "names")}
         fanout = chip.fanout.at[-1].set(first.fanout[-1])  # instances of the shared SRAM
-        shared = numbers | labels | {"fanout": fanout, "technology": first.technology}
+        supplies = chip.relative_vdd.at[-2:].set(first.level_vdd()[-2:] / chip.vdd)
+        shared = numbers | labels | {"fanout": fanout, "relative_vdd": supplies, "technology": first.technology}
         return replace(chip, **shared, resident_fraction=for_others)
 
-    return Cores(tuple(join_in(chip) for chip in chips))
+    return Cores((replace(first, resident_fraction=for_others), *map(join_in, chips[1:])))
 
 
 def evaluate_cores(

@@ -151,6 +151,7 @@ def test_operations_are_priced_on_their_core(x64):
             size_bits=chips[core].size_bits.at[2].set(size[2]),
             bandwidth_bits=chips[core].bandwidth_bits.at[2].set(width[2]),
             banks=chips[core].banks.at[2].set(banks[2]),
+            relative_vdd=chips[core].relative_vdd.at[2].set(0.9 / float(chips[core].vdd)),
         )
         alone = evaluated_in_turn(chip, step, *inputs(step))
         assert float(alone.resident.min()) == float(cost.resident.min()) == 1.0
@@ -228,6 +229,21 @@ def test_gradients_equal_differences(x64):
             found = gradients[i][(slice(None), *index)]
             np.testing.assert_allclose(found, difference, rtol=1e-5, atol=1e-12)
             assert np.abs(found).max() > 0.0
+
+
+def test_gradients_are_finite_where_slots_tie():
+    """Two equal cores with equal work start and end together."""
+    step, _ = independent_step(4, {"K": 4, "C": 12, "N": 8}, [48, 96, 32])
+    accesses, *rest = inputs(step)
+    schedule = make_schedule(step, [0, 1, 0, 1], 2)
+
+    def latency(chip, accesses):
+        return evaluate_cores(make_cores([chip, chip]), step, schedule, accesses, *rest).latency
+
+    gradients = jax.jit(jax.grad(latency, allow_int=True))(make_chip(resident_fraction=0.1), accesses)
+    sizes = {name: np.asarray(getattr(gradients, name)) for name in ("fanout", "bandwidth_bits", "vdd", "size_bits")}
+    assert all(np.isfinite(gradient).all() for gradient in sizes.values())
+    assert sizes["vdd"] < 0.0  # a higher supply is a faster clock
 
 
 def test_assignments_are_a_batch():
