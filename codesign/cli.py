@@ -5,11 +5,12 @@ Heavy imports stand inside the functions that need them, so that --help and mist
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,7 +70,10 @@ class TraceCommand:
 
 @dataclass(frozen=True)
 class CostCommand:
-    """Energy, latency and area of a network on a chip: one training step, and one inference of a single sample."""
+    """Energy, latency and area of a network on a chip: one training step, and one inference of a single sample.
+
+    Numbers come with the interval that the doubt about the chip's technology leaves, and as multiples of a lower bound.
+    """
 
     model: str = "lenet"
     """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
@@ -222,6 +226,7 @@ def _run(command: RunCommand) -> None:
     directory = command.resume or rundir.new_run_directory(settings.out, stem)
     progress = TerminalProgress()
     progress.message(f"run directory: {directory}")
+    progress.message("tracing the network, searching first mappings")
     try:
         result = run(settings, directory, resume=command.resume is not None, progress=progress)
     except KeyboardInterrupt:
@@ -259,7 +264,7 @@ def _trace(command: TraceCommand) -> None:
         table.add_row(*(f"{row[key]:,}" if isinstance(row[key], int) else row[key] for key in columns))
     table.add_section()
     table.add_row("total", "", "", f"{traced['effective_macs']:,}", f"{traced['macs']:,}")
-    _show(table, traced, command.as_json)
+    _show([table], traced, command.as_json)
 
 
 def _cost(command: CostCommand) -> None:
@@ -269,27 +274,55 @@ def _cost(command: CostCommand) -> None:
     chip = ChipConfig(preset=command.chip, **own)
     with Console(stderr=True).status("searching mappings"):
         costs = cost_model(command.model, command.data, command.batch_size, command.bits, chip, command.evaluations)
-    table = Table(title=f"{command.model} on {command.chip}, {command.bits} bit")
-    table.add_column("")
-    table.add_column(f"training step, batch {command.batch_size}", justify="right")
-    table.add_column("inference, batch 1", justify="right")
-    shown = {
-        "energy_uj": "energy (µJ)",
-        "energy_per_sample_uj": "energy per sample (µJ)",
-        "latency_ms": "latency (ms)",
-        "edp_js": "EDP (J s)",
-        "power_mw": "power (mW)",
-        "area_mm2": "area (mm²)",
+    title = f"{command.model} on {command.chip}, {command.bits} bit"
+    steps = {
+        f"training step, batch {command.batch_size}": costs["training_step"],
+        "inference, batch 1": costs["inference"],
     }
-    both = costs["training_step"], costs["inference"]
-    for key, label in shown.items():
-        table.add_row(label, *(f"{cost[key]:.4g}" for cost in both))
+    first = next(iter(steps))
+    tables = [_step_table(title, steps), _operation_table(f"operations of the {first}", costs["training_step"])]
+    _show(tables, costs, command.as_json)
+
+
+def _step_table(title: str, steps: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Headline numbers and energies by component, a pair of columns for each step."""
+    from codesign.report import COLUMNS, METRICS, Column
+
+    table = Table(title=title, caption=_interval_caption())
+    table.add_column("")
+    for name in steps:
+        table.add_column(name, justify="right")
+        table.add_column("× bound", justify="right")
+
+    def add_row(column: Column, rows: Iterable[Mapping[str, Any]]) -> None:
+        pairs = ((_with_interval(column, row), _multiple(row, METRICS.get(column.key, ""))) for row in rows)
+        table.add_row(column.heading, *itertools.chain.from_iterable(pairs))
+
+    for column in COLUMNS:
+        if column.key in METRICS:
+            add_row(column, steps.values())
+    add_row(Column("energy_per_sample_uj", "energy per sample", "µJ", ""), steps.values())
     table.add_section()
-    for component in both[0]["energy_by_component_uj"]:
-        table.add_row(
-            f"energy of {component} (µJ)", *(f"{cost['energy_by_component_uj'][component]:.4g}" for cost in both)
-        )
-    _show(table, costs, command.as_json)
+    for name in next(iter(steps.values()))["energy_by_component_uj"]:
+        by_component = [
+            step["energy_by_component_uj"] | {"intervals": step["intervals"]["energy_by_component_uj"]}
+            for step in steps.values()
+        ]
+        add_row(Column(name, f"energy of {name}", "µJ", ""), by_component)
+    return table
+
+
+def _operation_table(title: str, step: Mapping[str, Any]) -> Table:
+    """Energy, latency and distance to the bound of every operation."""
+    from codesign.report import OPERATION_COLUMNS
+
+    table = Table(title=title)
+    table.add_column("operation")
+    for column in OPERATION_COLUMNS:
+        table.add_column(_broken(column.heading), justify="right")
+    for row in step["operations"]:
+        table.add_row(row["operation"], *(_with_interval(column, row) for column in OPERATION_COLUMNS))
+    return table
 
 
 def _show_summary(rows: Sequence[Mapping[str, Any]], directory: Path, as_json: bool) -> None:
@@ -298,21 +331,50 @@ def _show_summary(rows: Sequence[Mapping[str, Any]], directory: Path, as_json: b
 
     complete = summary_rows(rows)
     columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in complete)]
-    table = Table(caption=f"report: {directory / rundir.REPORT}")
+    told = f"report: {directory / rundir.REPORT}"
+    drawn = any("intervals" in row for row in complete)
+    table = Table(caption=f"{_interval_caption()}\n{told}" if drawn else told)
     table.add_column("method")
     for column in columns:
-        table.add_column(column.heading.replace(" (", "\n("), justify="right")
+        table.add_column(_broken(column.heading), justify="right")
     for row in complete:
-        table.add_row(str(row["method"]), *(column.show(row) for column in columns))
-    _show(table, {"directory": str(directory), "summary": complete}, as_json)
+        table.add_row(str(row["method"]), *(_with_interval(column, row, "\n") for column in columns))
+    _show([table], {"directory": str(directory), "summary": complete}, as_json)
 
 
-def _show(table: Table, data: Mapping[str, Any], as_json: bool) -> None:
-    """A table for people; the same as one line of JSON on the output if asked."""
+def _interval_caption() -> str:
+    from codesign.uncertainty import NUM_SAMPLES, QUANTILES
+
+    low, high = (round(100 * share) for share in QUANTILES)
+    return (
+        f"ranges: {low}th to {high}th percentile of {NUM_SAMPLES} technologies, constants drawn between their low and high "
+        "(hw/data)"
+    )
+
+
+def _with_interval(column: Any, row: Mapping[str, Any], between: str = "  ") -> str:
+    """A number of a row and its interval."""
+    interval = column.show_interval(row)
+    return column.show(row) + (f"{between}[dim]{interval}[/dim]" if interval else "")
+
+
+def _multiple(row: Mapping[str, Any], key: str) -> str:
+    """A row's multiple of its bound, where it has one."""
+    return f"{row[key]:.2f}" if key in row else ""
+
+
+def _broken(heading: str) -> str:
+    """A heading on several lines, its unit on the last."""
+    return heading.replace(" to ", " to\n").replace(" (", "\n(")
+
+
+def _show(tables: Sequence[Table], data: Mapping[str, Any], as_json: bool) -> None:
+    """Tables for people; the same as one line of JSON on the output if asked."""
     console = Console(stderr=as_json)
     if not console.is_terminal:
-        console.width = 160  # a pipe has no width to fold the table to
-    console.print(table)
+        console.width = 160  # a pipe has no width to fold a table to
+    for table in tables:
+        console.print(table)
     if as_json:
         print(json.dumps(rundir.plain(data, finite=True), allow_nan=False))
 

@@ -134,7 +134,7 @@ def accuracy_energy(points: Sequence[Mapping[str, Any]]) -> Figure:
     for point in points:
         if "interval" in point:
             color = styles[point["label"]][0]
-            ax.hlines(100.0 * point["accuracy"], *point["interval"], color=color, linewidth=1.2, alpha=0.7)
+            ax.hlines(100.0 * point["accuracy"], *point["interval"], color=color, linewidth=2.4, alpha=0.5)
     for label, (color, marker) in styles.items():
         mine = np.array([point["label"] == label for point in points])
         size = 170 if marker == "*" else 60 if mine.sum() == 1 else 30

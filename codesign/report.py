@@ -10,6 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from codesign import plots, rundir
+from codesign.uncertainty import NUM_SAMPLES, QUANTILES
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,16 @@ class Column:
     def show(self, row: Mapping[str, Any]) -> str:
         """The row's value as text; a dash where it has none."""
         value = row.get(self.key)
-        return f"{value * self.scale:{self.digits}}" if isinstance(value, int | float) else "–"
+        return self._number(value) if isinstance(value, int | float) else str(value or "–")
+
+    def show_interval(self, row: Mapping[str, Any]) -> str:
+        """Low and high of the row's value as text; empty where it has none."""
+        low, high = row.get("intervals", {}).get(self.key, (None, None))
+        return "" if low is None else f"{self._number(low)}–{self._number(high)}"
+
+    def _number(self, value: float) -> str:
+        scaled = value * self.scale
+        return f"{scaled:.0f}" if abs(scaled) >= 1000 else f"{scaled:{self.digits}}"
 
 
 COLUMNS = (
@@ -38,11 +48,39 @@ COLUMNS = (
     Column("bits_mean", "mean bits", "", "bit width of the products' operands, averaged over all of them"),
     Column("energy_uj", "energy", "µJ", "energy of one training step (one batch: forward, backward, update)"),
     Column("latency_ms", "latency", "ms", "time of one training step"),
-    Column("edp_js", "EDP", "µJ\N{NO-BREAK SPACE}ms", "energy-delay product of a training step: their product", 1e9),
+    Column(
+        "edp_js", "EDP", "µJ\N{NO-BREAK SPACE}ms",
+        "energy-delay product of a training step: their product (in files edp_js, in J s: 1 µJ ms is 1e-9 J s)", 1e9,
+    ),
     Column("edp_ratio", "EDP to joint", "×", "EDP as a multiple of that of the joint design", 1.0, ".2f"),
+    Column("order_holds", "order holds", "%", "share of the samples in which this method's EDP lies on the same side of "
+           "the joint design's as here", 100.0, ".0f"),
+    Column("edp_to_bound", "EDP to bound", "×", "EDP as a multiple of a lower bound: no mapping of the same operations on "
+           "the same chip comes below it", 1.0, ".2f"),
     Column("area_mm2", "area", "mm²", "silicon area of the chip"),
     Column("power_mw", "power", "mW", "average power during training"),
     Column("gap", "gap", "%", "what making the design buildable added to the EDP of the last iterate", 100.0, "+.1f"),
+)  # fmt: skip
+
+OPERATION_COLUMNS = (
+    Column("energy_uj", "energy", "µJ", "energy of the operation in a training step, without leakage"),
+    Column("energy_to_bound", "energy to bound", "×", "as a multiple of its lower bound", 1.0, ".2f"),
+    Column("latency_ms", "latency", "ms", "its time in a training step"),
+    Column("latency_to_bound", "latency to bound", "×", "as a multiple of its lower bound", 1.0, ".2f"),
+    Column(
+        "limited_by", "limited by", "", "the resource that takes all of this time: the MACs, or a memory's bandwidth"
+    ),
+)
+
+# Metrics that are compared with the joint design's, and shown of a step, with the key of their multiple of the bound.
+METRICS = {"energy_uj": "energy_to_bound", "latency_ms": "latency_to_bound", "edp_js": "edp_to_bound", "area_mm2": "",
+           "power_mw": ""}  # fmt: skip
+
+INTERVALS = (
+    f"Small numbers are intervals, the {100 * QUANTILES[0]:.0f}th to {100 * QUANTILES[1]:.0f}th percentile of {NUM_SAMPLES} "
+    "technologies: every constant of the cost model is drawn between its low and high (hw/data), bits, chip and mappings "
+    "held. Values are those of the constants as stated, which may lie near an end where sources differ to one side. The "
+    "draws are the same for every design, so two designs are compared by 'order holds' and not by whether intervals overlap."
 )
 
 METHODS = {
@@ -59,7 +97,8 @@ FIGURES = {
     "accuracy_energy": (
         "Accuracy against energy",
         "Each mark is a trained network on its chip: higher is more accurate, further left costs less energy per "
-        "training step. The line joins the designs that no other design beats in both.",
+        "training step. The line joins the designs that no other design beats in both. Across each mark lies the interval "
+        "of its energy; these move together, for what the designs have in common.",
     ),
     "training_curves": (
         "Training",
@@ -77,7 +116,7 @@ FIGURES = {
         "Where the energy goes",
         "Energy of one training step on the final chip. Each layer runs up to three passes: forward, and backward for "
         "the gradients of its inputs and of its weights. Moving data (DRAM, SRAM) often costs more than the products "
-        "themselves (MAC).",
+        "themselves (MAC). The line across the end of a bar is the interval of the whole bar.",
     ),
     "roofline": (
         "Roofline",
@@ -85,7 +124,7 @@ FIGURES = {
         "SRAM. The sloping line is what the shared SRAM can deliver, the flat ones what the MAC array can compute "
         "at two widths.",
     ),
-    "area_breakdown": ("Silicon area", "What the area of each chip is spent on."),
+    "area_breakdown": ("Silicon area", "What the area of each chip is spent on, with the interval of the whole."),
 }
 
 GLOSSARY = {
@@ -93,10 +132,13 @@ GLOSSARY = {
     "MAC array": "a grid of rows × columns of MAC units that work in parallel.",
     "mapping": "how the loops of an operation are cut into tiles and ordered over array and memories.",
     "EDP": "energy-delay product, energy times latency; halving either halves it.",
+    "bound": "what an operation costs at least on the chip, whatever its mapping; it may not be reachable.",
+    "interval": "what a number may be, for all that is known of the constants behind it.",
     "SRAM, DRAM": "memory on the chip (small, cheap to access) and outside it (large, expensive to access).",
     "training step": "one update of the weights: forward pass, backward pass and optimiser on one batch.",
 }
 
+_STEPS = {"a training step": "training_step", "an inference of one sample": "inference"}
 _UNITS = {
     "kib": "KiB", "bits": "bits", "mm2": "mm²", "um2": "µm²", "nm": "nm", "v": "V", "mhz": "MHz", "ghz": "GHz",
     "j": "J", "uj": "µJ", "nj": "nJ", "pj": "pJ", "s": "s", "ms": "ms", "us": "µs", "ns": "ns", "w": "W", "mw": "mW",
@@ -158,7 +200,9 @@ def render(result: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> st
 
     Args:
       result: "title"; "summary", a list of rows with "method" and keys of `COLUMNS`; "design", "config": nested dicts
-        with units in key names; "notes": sentences on assumptions and measurements. All but the title may be absent.
+        with units in key names; "operations" of the design, rows with "operation" and keys of `OPERATION_COLUMNS`, and
+        "explanations", texts on some of them; "notes": sentences on assumptions and measurements. All but the title may
+        be absent. "intervals" of a row are [low, high] by key.
       figures: name in `FIGURES` -> figure.
     """
     rows = summary_rows(result.get("summary", []))
@@ -174,6 +218,12 @@ def render(result: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> st
         best=next((row for row in rows if row["method"] == "joint"), rows[0] if rows else {}),
         methods={row["method"]: METHODS.get(row["method"], "") for row in rows},
         figures=[(name, *FIGURES[name], Markup(plots.to_svg(figure, name))) for name, figure in figures.items()],
+        intervals=INTERVALS if any("intervals" in row for row in rows) else "",
+        metrics=[(column, METRICS[column.key]) for column in COLUMNS if column.key in METRICS],
+        steps={name: design[key] for name, key in _STEPS.items() if "intervals" in design.get(key, {})},
+        operation_columns=OPERATION_COLUMNS,
+        operations=result.get("operations", []),
+        explanations=result.get("explanations", []),
         chip=[labelled(key, value) for key, value in design.get("chip", {}).items() if not isinstance(value, Mapping)],
         design=_as_yaml(design),
         config=_as_yaml(result.get("config", {})),
@@ -183,12 +233,19 @@ def render(result: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> st
 
 
 def summary_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with their EDP as a multiple of the joint design's, where both are known."""
+    """The rows with their EDP against the joint design's, where both are known."""
     joint = next((row.get("edp_js") for row in rows if row["method"] == "joint"), None)
-    return [
-        {**row, "edp_ratio": row["edp_js"] / joint} if joint and row.get("edp_js") is not None else dict(row)
-        for row in rows
-    ]
+    return [_against_joint(row, joint) for row in rows]
+
+
+def _against_joint(row: Mapping[str, Any], joint: float | None) -> dict[str, Any]:
+    complete = dict(row)
+    if joint and row.get("edp_js") is not None:
+        complete["edp_ratio"] = row["edp_js"] / joint
+    if compared := row.get("against_joint", {}).get("edp_js"):
+        complete["order_holds"] = compared["holds"]
+        complete["intervals"] = {**row.get("intervals", {}), "edp_ratio": compared["interval"]}
+    return complete
 
 
 def labelled(key: str, value: Any) -> tuple[str, str]:

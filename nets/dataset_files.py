@@ -149,9 +149,11 @@ def _find_idx(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise ValueError(
-        f"{folder}: expected a file {name} or {name}.gz, found none; put the four IDX files of the dataset there"
+    others = sorted(folder.glob("*.npz"))
+    advice = (
+        f"give that file instead: {others[0]}" if len(others) == 1 else "put the four IDX files of the dataset there"
     )
+    raise ValueError(f"{folder}: expected a file {name} or {name}.gz, found none; {advice}")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

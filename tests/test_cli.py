@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -18,8 +19,13 @@ from codesign.progress import TerminalProgress, deferred_interrupt
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = [
-    {"method": "joint", "accuracy": 0.97, "energy_uj": 4.0, "edp_js": 1e-9},
-    {"method": "float32", "edp_js": 5e-9},
+    {"method": "joint", "accuracy": 0.97, "energy_uj": 4.0, "edp_js": 1e-9, "intervals": {"energy_uj": [3.5, 4.8]}},
+    {
+        "method": "float32",
+        "edp_js": 5e-9,
+        "edp_to_bound": 1.04,
+        "against_joint": {"edp_js": {"ratio": 5.0, "interval": [4.5, 6.25], "holds": 0.9}},
+    },
 ]
 
 
@@ -132,6 +138,16 @@ def test_run_without_options_is_the_demo_in_a_new_directory(runner, capsys):
         assert runner.calls[-1] == (Config(), Path(f"runs/lenet-digits-00{number}"), False)
     table = capsys.readouterr().out
     assert "joint" in table and "97.00" in table and "runs/lenet-digits-002/report.html" in table
+    for part in ("3.5–4.8", "4.50–6.25", " 90 ", " 1.04 "):  # intervals, order, bound
+        assert part in table
+
+
+def test_run_says_what_it_does_before_the_first_stage(runner, capsys):
+    assert cli.main(["run", "--out", "mine"]) == 0
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "run directory: mine",
+        "tracing the network, searching first mappings",
+    ]
 
 
 def test_interrupted_run_says_how_to_go_on_and_does(runner, capsys):
@@ -227,11 +243,28 @@ def test_trace_lists_the_passes_of_every_layer(capsys):
 def test_cost_of_a_preset(capsys):
     arguments = ["cost", "--model", "mlp", "--batch-size", "8", "--evaluations", "32", "--json"]
     assert cli.main(arguments) == 0
-    costs = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    costs = json.loads(captured.out)
     for cost in (costs["training_step"], costs["inference"]):
         assert sum(cost["energy_by_component_uj"].values()) == pytest.approx(cost["energy_uj"], rel=1e-4)
         assert cost["edp_js"] == pytest.approx(1e-9 * cost["energy_uj"] * cost["latency_ms"])
-    assert costs["training_step"]["energy_uj"] > costs["inference"]["energy_uj"]
+        for low, high in (cost["intervals"][name] for name in ("energy_uj", "latency_ms", "edp_js", "area_mm2")):
+            assert 0 < low < high
+        assert cost["edp_to_bound"] == pytest.approx(cost["energy_to_bound"] * cost["latency_to_bound"])
+        assert all(row["energy_to_bound"] > 0.999 and row["intervals"]["energy_uj"] for row in cost["operations"])
+    step, inference = costs["training_step"], costs["inference"]
+    assert step["energy_uj"] > inference["energy_uj"]
+    assert [row["operation"] for row in inference["operations"]] == [f"dense{i} (forward)" for i in (1, 2, 3)]
+    # The table has the same numbers; EDP in uJ ms, as in the table of a run.
+    row = next(line for line in captured.err.splitlines() if "EDP (µJ" in line)
+    assert f"{step['edp_js'] * 1e9:.3g} " in row and f" {step['edp_to_bound']:.2f} " in row
+    assert "limited by" in captured.err and "5th to 95th percentile" in captured.err
+
+
+def test_folder_with_one_npz_file_is_told_to_name_the_file(tmp_path, capsys):
+    np.savez(tmp_path / "mine.npz", x_train=np.zeros((2, 4, 4)))
+    assert cli.main(["trace", "--data", str(tmp_path)]) == 2
+    assert f"give that file instead: {tmp_path / 'mine.npz'}" in told(capsys)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ DATA = {
     },
     "accuracy_energy": {
         "points": [
-            {"label": "joint", "energy_uj": 10.0, "accuracy": 0.97},
+            {"label": "joint", "energy_uj": 10.0, "accuracy": 0.97, "interval": [8.0, 14.0]},
             {"label": "random", "energy_uj": 20.0, "accuracy": 0.95},
             {"label": "random", "energy_uj": 90.0, "accuracy": 0.98},
         ]
@@ -43,6 +43,7 @@ DATA = {
         "layers": LAYERS,
         "passes": PASSES,
         "components": ["MAC", "DRAM"],
+        "intervals_j": (np.arange(12.0).reshape(2, 2, 3) * 2e-7).tolist(),
     },
     "roofline": {
         "points": [
@@ -53,16 +54,52 @@ DATA = {
         "peaks": {"8 bit": 1e10, "4 bit": 4e10},
         "bandwidths": {"DRAM": 4e9},
     },
-    "area_breakdown": {"areas": {"joint": {"MAC array": 0.1, "SRAM": 0.3}, "float32": {"MAC array": 2.0}}},
+    "area_breakdown": {
+        "areas": {"joint": {"MAC array": 0.1, "SRAM": 0.3}, "float32": {"MAC array": 2.0}},
+        "intervals": {"joint": [0.3, 0.6]},
+    },
 }
 RESULT = {
     "title": "T <script>alert(1)</script>",
     "config": {"train": {"epochs": 3}},
     "summary": [
-        {"method": "joint", "accuracy": 0.975, "energy_uj": 4.0, "latency_ms": 0.5, "edp_js": 2e-9, "gap": 0.002},
-        {"method": "uniform8", "accuracy": 0.98, "energy_uj": 16.0, "latency_ms": 0.5, "edp_js": 8e-9, "gap": None},
+        {
+            "method": "joint",
+            "accuracy": 0.975,
+            "energy_uj": 4.0,
+            "latency_ms": 0.5,
+            "edp_js": 2e-9,
+            "gap": 0.002,
+            "intervals": {"energy_uj": [3.25, 6.75], "edp_js": [1.5e-9, 3e-9]},
+            "edp_to_bound": 1.04,
+        },
+        {
+            "method": "uniform8",
+            "accuracy": 0.98,
+            "energy_uj": 16.0,
+            "latency_ms": 0.5,
+            "edp_js": 8e-9,
+            "gap": None,
+            "against_joint": {"edp_js": {"ratio": 4.0, "interval": [3.75, 4.25], "holds": 0.97}},
+        },
     ],
-    "design": {"chip": {"rows": 12, "local_kib": 32.0, "<b>": "&"}, "precision": {"conv1": {"weights_bits": 4}}},
+    "design": {
+        "chip": {"rows": 12, "local_kib": 32.0, "<b>": "&"},
+        "precision": {"conv1": {"weights_bits": 4}},
+        "training_step": {"energy_uj": 4.0, "energy_to_bound": 1.02, "intervals": {"energy_uj": [3.25, 6.75]}},
+        "inference": {"latency_ms": 0.125, "latency_to_bound": 1.5, "intervals": {"latency_ms": [0.0625, 0.25]}},
+    },
+    "operations": [
+        {
+            "operation": "conv1 (forward)",
+            "energy_uj": 1.5,
+            "energy_to_bound": 1.25,
+            "latency_ms": 0.25,
+            "limited_by": "shared",
+            "intervals": {"energy_uj": [1.125, 2.5]},
+        },
+    ],
+    "explanations": [{"operation": "conv1 (forward)", "text": "for K in 4 <deep>"}],
     "notes": ["<img src=x onerror=y>"],
     "figures": DATA,
 }
@@ -196,6 +233,44 @@ def test_page_tells_the_numbers_with_units_and_follows_the_colour_scheme(page_te
     assert "prefers-color-scheme: dark" in page_text
     for _, caption in report.FIGURES.values():
         assert caption in page_text
+
+
+def test_page_tells_intervals_bounds_and_in_which_share_of_samples_the_order_holds(page_text):
+    cells = re.findall(r"<td>(.*?)</td>", page_text)
+    for shown in (
+        "4<i>3.25–6.75</i>",  # energy of joint
+        "1.04",  # its EDP over the bound
+        "4.00<i>3.75–4.25</i>",  # EDP of uniform8 over joint's
+        "97",
+        "0.125<i>0.0625–0.25</i>",  # of an inference
+        "1.5<i>1.12–2.5</i>",  # of an operation
+        "shared",
+    ):
+        assert shown in cells, shown
+    assert report.INTERVALS in html.unescape(page_text)
+    assert "<summary>conv1 (forward)</summary><pre>for K in 4 &lt;deep&gt;</pre>" in page_text
+
+
+def test_colours_do_not_repeat():
+    """Of methods in one figure, whatever others there are, and of as many components as a step has."""
+    names = ["pretrain", *plots.METHODS]
+    colors = [color for color, _ in plots._method_styles(names).values()]
+    assert len(set(colors)) == len(names)
+    assert plots._method_styles(["mine", "joint"])["joint"] == plots._method_styles(plots.METHODS)["joint"]
+    components = ["mac", "register", "local", "shared", "dram", "control", "vector", "leakage"]
+    figure = plots.energy_breakdown(np.ones((1, 1, len(components))), ["a"], ["forward"], components)
+    bars = figure.axes[0].patches
+    assert len({bar.get_facecolor() for bar in bars}) == len(components)
+
+
+def test_intervals_are_drawn_where_they_are():
+    (ax,) = plots.accuracy_energy(**DATA["accuracy_energy"]).axes
+    ((low, height), (high, _)) = ax.collections[0].get_segments()[0]
+    assert (low, high, height) == (8.0, 14.0, 97.0)
+    forward = plots.energy_breakdown(**DATA["energy_breakdown"]).axes[0]
+    lines = [line for collection in forward.collections for line in collection.get_segments()]
+    # Low and high of the first layer are 0 and 12, of the second 6 and 18, times 1e-7 J; in uJ.
+    np.testing.assert_allclose(lines, [[[0.0, 0], [1.2, 0]], [[0.6, 1], [1.8, 1]]])
 
 
 def test_page_with_nothing_but_a_title():
