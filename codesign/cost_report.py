@@ -137,8 +137,8 @@ def describe_operations(costed: Costed) -> list[dict[str, Any]]:
     ]
 
 
-def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, str]]:
-    """The "operation" and the "text" that explains it, of the `num` operations that take the most energy."""
+def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, Any]]:
+    """The `num` operations that take the most energy: "operation", its "share" of the step's, the "text" on it."""
     resident = costed.cost.resident[costed.step.operand_tensor]
     widths = costed.operation_bits, full_density(costed.operation_bits), resident
     everything = (costed.operations, costed.step.operations, costed.mappings, widths)
@@ -146,7 +146,8 @@ def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, 
     for i in np.argsort(-np.asarray(costed.cost.operation_energy))[:num].tolist():
         cost, operation, mapping, (bits, density, rho) = jax.tree.map(lambda x, i=i: x[i], everything)
         text = cost.explain(operation, mapping, costed.chip, bits, density, rho)
-        explained.append({"operation": costed.labels[i], "text": text})
+        share = float(costed.cost.operation_energy[i] / costed.cost.energy)
+        explained.append({"operation": costed.labels[i], "share": share, "text": text})
     return explained
 
 

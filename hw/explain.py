@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -177,7 +178,7 @@ def _energy_table(cost: Cost, chip: Chip, accesses: Accesses, joules: np.ndarray
         lines.append(f"{name:10}{quantity(value, 'J'):<70}{float(value) / total:9.1%}")
     if resident.any():
         kept = ", ".join(f"{name} {share:.0%}" for name, share in zip(OPERANDS, resident, strict=True) if share)
-        lines.append(
+        lines += _wrapped(
             f"resident in {chip.names[-2]}: {kept}. Words are those of the mapping alone; of the {chip.names[-1]}'s, this "
             "share stays where it is and costs nothing"
         )
@@ -191,16 +192,16 @@ def _latency(cost: Cost, mapping: Mapping, chip: Chip) -> str:
     used = float(np.prod(np.asarray(mapping.spatial)))
     slots = float(np.prod(np.asarray(mapping.temporal)))
     shares = {
-        "spatial": used / float(chip.num_macs()),
-        "temporal": float(cost.macs) / (used * slots),
-        "bandwidth": float(cost.compute_cycles) / float(cost.cycles),
+        f"spatial ({used:g} of {float(chip.num_macs()):g} MACs)": used / float(chip.num_macs()),
+        "temporal (full tiles)": float(cost.macs) / (used * slots),
+        "bandwidth (not waiting for a memory)": float(cost.compute_cycles) / float(cost.cycles),
     }
     return "\n".join(
         [
             f"latency {quantity(cost.latency, 's')}, {float(cost.cycles):.6g} cycles, bound by {bound}",
             "cycles: " + ", ".join(f"{name} {value:.6g}" for name, value in cycles.items()),
             f"utilisation {math.prod(shares.values()):.1%} = "
-            + " x ".join(f"{name} {share:.1%}" for name, share in shares.items()),
+            + " x ".join(f"{share:.1%} {name}" for name, share in shares.items()),
             f"cycles per product {float(cost.compute_cycles) / slots:.3g}",
         ]
     )
@@ -227,10 +228,14 @@ def _sources(chip: Chip, shares: dict[str, np.ndarray]) -> str:
         mine = {name: shares[name][index] for name in doubted if abs(shares[name][index]) >= _LEAST_SHARE}
         ordered = sorted(mine, key=lambda name: -abs(mine[name]))
         named |= dict.fromkeys(ordered)
-        lines.append(f"{component:10}" + (", ".join(f"{name} {mine[name]:.0%}" for name in ordered) or "-"))
+        lines += _wrapped(f"{component:10}" + (", ".join(f"{name} {mine[name]:.0%}" for name in ordered) or "-"))
     for name in named:
         constant = constants[name]
         value, low, high = (bound / UNITS[constant.unit] for bound in (constant.value, constant.low, constant.high))
         unit = "" if constant.unit == "1" else f" {constant.unit}"
-        lines.append(f"{name} = {value:.4g}{unit} ({low:.3g} to {high:.3g}): {constant.source}")
+        lines += _wrapped(f"{name} = {value:.4g}{unit} ({low:.3g} to {high:.3g}): {constant.source}")
     return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, 110, subsequent_indent=" " * 10)

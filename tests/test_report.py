@@ -99,7 +99,7 @@ RESULT = {
             "intervals": {"energy_uj": [1.125, 2.5]},
         },
     ],
-    "explanations": [{"operation": "conv1 (forward)", "text": "for K in 4 <deep>"}],
+    "explanations": [{"operation": "conv1 (forward)", "share": 0.375, "text": "for K in 4 <deep>"}],
     "notes": ["<img src=x onerror=y>"],
     "figures": DATA,
 }
@@ -248,7 +248,9 @@ def test_page_tells_intervals_bounds_and_in_which_share_of_samples_the_order_hol
     ):
         assert shown in cells, shown
     assert report.INTERVALS in html.unescape(page_text)
-    assert "<summary>conv1 (forward)</summary><pre>for K in 4 &lt;deep&gt;</pre>" in page_text
+    explained = re.search(r"<summary>(conv1 \(forward\).*?)</summary><pre>(.*?)</pre>", page_text)
+    assert explained[1] == "conv1 (forward): 38 % of the energy of a training step"
+    assert explained[2] == "for K in 4 &lt;deep&gt;"
 
 
 def test_colours_do_not_repeat():

@@ -125,6 +125,8 @@ def test_dearest_operations_are_explained(costed):
     explained = explain_dearest(one, 2)
     order = np.argsort(-np.asarray(one.cost.operation_energy))
     assert [part["operation"] for part in explained] == [one.labels[i] for i in order[:2]]
+    shares = np.asarray(one.cost.operation_energy)[order[:2]] / float(one.cost.energy)
+    assert [part["share"] for part in explained] == pytest.approx(shares.tolist())
     limits = {row["operation"]: row["limited_by"] for row in describe_operations(one)}
     for part in explained:
         assert f"bound by {limits[part['operation']]}" in part["text"] and "sram.energy.k" in part["text"]
