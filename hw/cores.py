@@ -124,11 +124,12 @@ def evaluate_cores(
         choose_core(schedule.core[slot], [work(chip, step, resident, tensor_bits) for chip in cores.chips])
         for work, slot in kinds_of_work
     )
-    busy = (step.multiplicity / jnp.stack([chip.frequency() for chip in cores.chips])[core])[:, None]
+    clock = jnp.stack([chip.frequency() for chip in cores.chips])[core]
+    on_memories = (step.multiplicity / clock)[:, None] * costs.level_cycles[:, -2:]
     timing = list_schedule(
         schedule.waits_for,
         slot_sums(step, step.multiplicity * costs.latency, vector.latency, transfers.latency),
-        slot_sums(step, busy * costs.level_cycles[:, -2:], vector.memory_latency, transfers.memory_latency),
+        slot_sums(step, on_memories, vector.memory_latency, transfers.memory_latency),
     )
     num_macs = jnp.stack([chip.num_macs() for chip in cores.chips])[core]
     die = Die(cores.chips[0].names, num_macs, cores.area(), cores.leakage_power())

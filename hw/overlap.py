@@ -139,8 +139,10 @@ def list_schedule(waits_for: jax.Array, duration: jax.Array, memory_latency: jax
     A slot that starts at s asks each memory for its seconds there at once; the memory grants them when those who asked
     before have had theirs. It ends when its duration is over and all memories have served it. The last end is therefore
     no earlier than the longest chain of slots, and than what any memory has to serve. With one queue it is the sum of
-    durations; more overlap is never slower than that. (Between two schedules that both overlap, fewer constraints may
-    cost time, as in any list schedule: Graham, SIAM J. Appl. Math. 17(2), 1969.)
+    durations, and no overlap is slower than that. Between two schedules that both overlap, fewer constraints may cost
+    time where memories are contended, as in any list schedule.
+
+    Source: Graham, SIAM J. Appl. Math. 17(2), 1969, for the anomalies of list schedules.
 
     Args:
       waits_for: (slots, slots) bool, [j, i]: slot j starts after slot i has ended, i < j.
@@ -161,11 +163,8 @@ def list_schedule(waits_for: jax.Array, duration: jax.Array, memory_latency: jax
         end = jnp.maximum(start + duration[slot], jnp.max(served))
         waiting = waits_for[:, slot]
         missing = jnp.where(waiting, missing - 1, missing).at[slot].set(num_slots)  # no slot starts twice
-        return (jnp.where(waiting, jnp.maximum(ready, end), ready), missing, jnp.maximum(free, served)), (
-            slot,
-            start,
-            end,
-        )
+        ready = jnp.where(waiting, jnp.maximum(ready, end), ready)
+        return (ready, missing, jnp.maximum(free, served)), (slot, start, end)
 
     missing = jnp.sum(waits_for, axis=1, dtype=jnp.int32)
     state = jnp.zeros_like(duration), missing, jnp.zeros_like(memory_latency[0])
