@@ -2,7 +2,8 @@
 
 A mapping is searched as integer factors in *slots* (temporal factors of every level below DRAM, spatial factors where the
 chip has a fan-out); the DRAM factor is whatever is left, rounded up, so that every proposal covers its operation. One jitted
-loop advances all chains of all operations together.
+loop advances all chains of all operations together. Arrays of the loop have the chains, written B, as their last axis:
+chains of one operation lie side by side, and vectors run over all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hw.accesses import Accesses, count
+from hw.accesses import Accesses, count_batch
 from hw.chip import Chip
 from hw.cost import Cost, price
 from hw.mapping import Mapping
@@ -36,7 +37,7 @@ class Slots(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Factor values worth trying, per operation and loop: values (n, 8, M), num_values (n, 8), prime (n, 8, 3)."""
+    """Factor values worth trying, per operation and loop: values (n, 8, M), num_values (n, 8), primes (n, 8, 3)."""
 
     values: jax.Array
     num_values: jax.Array
@@ -46,7 +47,7 @@ class Tables(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Genome:
-    """What the search changes: factors (slots, 8), order (levels, 8) int32 ranks, keep (levels - 1, 3) 0/1."""
+    """What the search changes: factors (slots, 8, B), order (levels, 8, B) int32 ranks, keep (levels - 1, 3, B) 0/1."""
 
     factors: jax.Array
     order: jax.Array
@@ -80,34 +81,31 @@ def make_tables(operations: Operation) -> Tables:
 
 
 def to_mapping(genome: Genome, bounds: jax.Array, slots: Slots) -> Mapping:
-    """The mapping of one genome; the DRAM's temporal factors are the ceiling of what the slots leave uncovered."""
-    ones = jnp.ones((NUM_LOOPS,), bounds.dtype)
+    """The mappings of genomes over bounds (8, B); DRAM's temporal factors are the ceiling of what the slots leave."""
+    ones = jnp.ones_like(bounds)
     row = {place: genome.factors[i] for i, place in enumerate(slots.places)}
     top = jnp.ceil(bounds / jnp.prod(genome.factors, axis=0))
     temporal = [row[(level, -1)] for level in range(slots.num_levels - 1)] + [top]
     spatial = [[row.get((level, axis), ones) for axis in range(2)] for level in range(slots.num_levels)]
-    keep = jnp.concatenate([genome.keep, jnp.ones((1, 3), genome.keep.dtype)])
+    keep = jnp.concatenate([genome.keep, jnp.ones_like(genome.keep[:1])])
     return Mapping(jnp.stack(temporal), jnp.stack([jnp.stack(axes) for axes in spatial]), genome.order, keep)
 
 
 def to_genome(mapping: Mapping, slots: Slots) -> Genome:
-    """Inverse of `to_mapping`, for warm starts; leading axes are allowed."""
-    factors = [
-        mapping.temporal[..., level, :] if axis < 0 else mapping.spatial[..., level, axis, :]
-        for level, axis in slots.places
-    ]
-    return Genome(jnp.stack(factors, axis=-2), mapping.order, mapping.keep[..., :-1, :])
+    """Inverse of `to_mapping`, for warm starts."""
+    factors = [mapping.temporal[level] if axis < 0 else mapping.spatial[level, axis] for level, axis in slots.places]
+    return Genome(jnp.stack(factors), mapping.order, mapping.keep[:-1])
 
 
-def _outermost(slots: Slots, shape: tuple[int, ...], dtype) -> Genome:
+def _outermost(slots: Slots, num: int, dtype) -> Genome:
     """All loops in DRAM, everything kept everywhere with tiles of one word: legal on any chip that holds three words."""
-    order = jnp.broadcast_to(jnp.arange(NUM_LOOPS, dtype=jnp.int32), (*shape, slots.num_levels, NUM_LOOPS))
-    factors = jnp.ones((*shape, len(slots.places), NUM_LOOPS), dtype)
-    return Genome(factors, order, jnp.ones((*shape, slots.num_levels - 1, 3), dtype))
+    order = jnp.broadcast_to(jnp.arange(NUM_LOOPS, dtype=jnp.int32)[:, None], (slots.num_levels, NUM_LOOPS, num))
+    factors = jnp.ones((len(slots.places), NUM_LOOPS, num), dtype)
+    return Genome(factors, order, jnp.ones((slots.num_levels - 1, 3, num), dtype))
 
 
 def _fit_array(genomes: Genome, chip: Chip, slots: Slots) -> Genome:
-    """Genomes, any leading axes, whose spatial factors fit the chip's fan-out: the largest of an axis gives way.
+    """Genomes whose spatial factors fit the chip's fan-out: the largest of an axis gives way.
 
     A warm start from a chip with a row more would otherwise start from nothing that fits.
     """
@@ -115,30 +113,48 @@ def _fit_array(genomes: Genome, chip: Chip, slots: Slots) -> Genome:
     for i, (level, axis) in enumerate(slots.places):
         if axis < 0:
             continue
-        row = factors[..., i, :]
-        used, largest = jnp.prod(row, axis=-1, keepdims=True), jnp.max(row, axis=-1, keepdims=True)
+        row = factors[i]
+        used, largest = jnp.prod(row, axis=0), jnp.max(row, axis=0)
         fitting = jnp.maximum(jnp.floor(chip.fanout[level, axis] * largest / used), 1.0)
-        is_largest = jax.nn.one_hot(jnp.argmax(row, axis=-1), NUM_LOOPS, dtype=bool)
-        fits = used <= chip.fanout[level, axis]
-        factors = factors.at[..., i, :].set(jnp.where(is_largest & ~fits, fitting, row))
+        gives_way = _one_hot(jnp.argmax(row, axis=0), NUM_LOOPS) & (used > chip.fanout[level, axis])[None]
+        factors = factors.at[i].set(jnp.where(gives_way, fitting[None], row))
     return dataclasses.replace(genomes, factors=factors)
 
 
+def _one_hot(index: jax.Array, size: int) -> jax.Array:
+    """Where an index (B,) points along an axis: (size, B), bool."""
+    return jnp.arange(size, dtype=index.dtype)[:, None] == index[None]
+
+
+def _entry(table: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """One entry of the table (rows, columns, B) of each chain, at indices (B,)."""
+    flat = table.reshape(-1, table.shape[-1])
+    return jnp.take_along_axis(flat, (row * table.shape[1] + column)[None], axis=0)[0]
+
+
 def _propose(key: jax.Array, genome: Genome, bounds: jax.Array, tables: Tables) -> Genome:
-    """One random move of one chain of one operation: set, exchange or shift a factor, swap two loops, toggle a keep."""
-    num_slots = genome.factors.shape[0]
-    num_levels = genome.order.shape[0]
-    bits = jax.random.bits(key, (9,), jnp.uint32)
+    """One random move of every chain: set, exchange or shift a factor, swap two loops, toggle a keep.
 
-    def pick(i: int, n: int) -> jax.Array:
-        return (bits[i] % jnp.uint32(n)).astype(jnp.int32)
+    Places are picked by masks, which fuse with the arithmetic; gathers and scatters would run chain by chain.
+    """
+    (num_slots, _, num), num_levels = genome.factors.shape, genome.order.shape[0]
+    bits = jax.random.bits(key, (9, num), jnp.uint32)
 
-    live = jnp.cumsum(bounds > 1)  # loops with bound 1 cannot move: draw among the others
-    loop = jnp.searchsorted(live, 1 + pick(0, NUM_LOOPS) % jnp.maximum(live[-1], 1)).clip(0, NUM_LOOPS - 1)
+    def pick(i: int, n: int | jax.Array) -> jax.Array:
+        return (bits[i] % jnp.asarray(n, jnp.uint32)).astype(jnp.int32)
+
+    def at(mask: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(mask, values, 0), axis=tuple(range(values.ndim - 1)))
+
+    can_move = bounds > 1  # loops of one iteration cannot: draw among the others
+    nth = jnp.cumsum(can_move, axis=0, dtype=jnp.int32)
+    is_loop = can_move & (nth == 1 + pick(0, NUM_LOOPS)[None] % jnp.maximum(nth[-1:], 1))
+    loop = jnp.argmax(is_loop, axis=0).astype(jnp.int32)
     here, there = pick(1, num_slots), pick(2, num_slots)
-    at_here, at_there = genome.factors[here, loop], genome.factors[there, loop]
-    value = tables.values[loop, pick(3, 1 << 20) % tables.num_values[loop]]
-    prime = tables.primes[loop, pick(4, 3)]
+    is_here, is_there = (_one_hot(slot, num_slots)[:, None] & is_loop[None] for slot in (here, there))
+    at_here, at_there = at(is_here, genome.factors), at(is_there, genome.factors)
+    value = _entry(tables.values, loop, pick(3, at(is_loop, tables.num_values)))
+    prime = _entry(tables.primes, loop, pick(4, 3))
     shift = jnp.where(jnp.mod(at_here, prime) == 0, prime, 1.0)
 
     move = pick(5, 16)
@@ -146,19 +162,22 @@ def _propose(key: jax.Array, genome: Genome, bounds: jax.Array, tables: Tables) 
     new_here = jnp.select([is_set, is_swap, is_shift | is_halve], [value, at_there, at_here / shift], at_here)
     new_there = jnp.select([is_swap, is_shift], [at_here, at_there * shift], at_there)
     distinct = here != there
-    factors = genome.factors.at[there, loop].set(jnp.where(distinct, new_there, at_there))
-    factors = factors.at[here, loop].set(jnp.where(distinct | is_set, new_here, at_here))
+    factors = _where(distinct, is_there, new_there, genome.factors)
+    factors = _where(distinct | is_set, is_here, new_here, factors)
 
-    is_order = (move >= 10) & (move < 13)
-    level, first = pick(6, num_levels), pick(7, NUM_LOOPS)
-    second = jnp.where(is_order, pick(8, NUM_LOOPS), first)
-    row = genome.order[level]
-    order = genome.order.at[level].set(row.at[first].set(row[second]).at[second].set(row[first]))
+    is_order, level = (move >= 10) & (move < 13), _one_hot(pick(6, num_levels), num_levels)[:, None]
+    first, second = (level & _one_hot(pick(i, NUM_LOOPS), NUM_LOOPS)[None] for i in (7, 8))
+    order = _where(is_order, first, at(second, genome.order), genome.order)
+    order = _where(is_order, second, at(first, genome.order), order)
 
-    keep_level, operand = pick(6, num_levels - 1), pick(7, 3)
-    old = genome.keep[keep_level, operand]
-    keep = genome.keep.at[keep_level, operand].set(jnp.where(move >= 13, 1.0 - old, old))
-    return Genome(factors, order, keep)
+    toggled = _one_hot(pick(6, num_levels - 1), num_levels - 1)[:, None] & _one_hot(pick(7, 3), 3)[None]
+    return Genome(factors, order, _where(move >= 13, toggled, 1.0 - at(toggled, genome.keep), genome.keep))
+
+
+def _where(chosen: jax.Array, mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`new` (B,) at the masked places (..., B) of the chosen chains (B,), else `old`."""
+    chosen, new = (jnp.expand_dims(x, tuple(range(old.ndim - 1))) for x in (chosen, new))
+    return jnp.where(mask & chosen, new, old)
 
 
 def score(cost: Cost, prices: jax.Array) -> jax.Array:
@@ -173,7 +192,7 @@ def score(cost: Cost, prices: jax.Array) -> jax.Array:
 
 
 class Problem(NamedTuple):
-    """One operation's search data: operation, bits (3,), density (2,), resident (3,), tables; stacked under vmap."""
+    """What a chain searches: operation, bits (3, B), density (2, B), resident (3, B), tables; the last axis is B."""
 
     operation: Operation
     bits: jax.Array
@@ -183,7 +202,7 @@ class Problem(NamedTuple):
 
 
 class _Chains(NamedTuple):
-    """State of the chains of one operation; leading axis: chains."""
+    """State of all chains; the last axis is B."""
 
     genomes: Genome
     scores: jax.Array
@@ -192,33 +211,37 @@ class _Chains(NamedTuple):
     best_accesses: Accesses
 
 
-def _anneal(key, chip: Chip, problem: Problem, start: Genome, prices, iterations, temperature, slots: Slots) -> _Chains:
-    """Anneal the chains of one operation from `start`, which is scored in the first iteration."""
-    bounds, num_chains = problem.operation.bounds, start.factors.shape[0]
+def _anneal(
+    key, chip: Chip, problems: Problem, start: Genome, prices, iterations, temperature, slots: Slots
+) -> _Chains:
+    """Anneal all chains from `start`, which is scored in the first iteration."""
+    bounds, num = problems.operation.bounds, start.factors.shape[-1]
 
-    def evaluate(genome: Genome) -> tuple[jax.Array, Accesses]:
-        accesses = count(problem.operation, to_mapping(genome, bounds, slots))
-        cost = price(chip, problem.operation, accesses, problem.bits, problem.density, problem.resident)
-        return score(cost, prices), accesses
+    def evaluate(genomes: Genome) -> tuple[jax.Array, Accesses]:
+        def one(operation, accesses, bits, density, resident):
+            return score(price(chip, operation, accesses, bits, density, resident), prices)
 
-    def moved(key: jax.Array, genome: Genome, num_moves: jax.Array) -> Genome:
-        def move(i, genome):
-            proposed = _propose(jax.random.fold_in(key, i), genome, bounds, problem.tables)
-            return jax.tree.map(lambda new, old: jnp.where(i < num_moves, new, old), proposed, genome)
+        accesses = count_batch(problems.operation, to_mapping(genomes, bounds, slots))
+        return jax.vmap(one, in_axes=-1)(problems.operation, accesses, *problems[1:4]), accesses
 
-        return jax.lax.fori_loop(0, 2, move, genome)
+    def moved(key: jax.Array, genomes: Genome, num_moves: jax.Array) -> Genome:
+        def move(i, genomes):
+            proposed = _propose(jax.random.fold_in(key, i), genomes, bounds, problems.tables)
+            return replace(i < num_moves, proposed, genomes)
+
+        return jax.lax.fori_loop(0, 2, move, genomes)
 
     def replace(better: jax.Array, new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(better, range(1, a.ndim)), a, b), new, old)
+        return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(better, range(a.ndim - 1)), a, b), new, old)
 
     def advance(i: jax.Array, chains: _Chains) -> _Chains:
         move_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
         # Every other chain makes two moves at once, so that compound moves (shrink here, grow there) can pass.
-        num_moves = jnp.where(i == 0, 0, 1 + (jnp.arange(num_chains) + i) % 2)
-        proposed = jax.vmap(moved)(jax.random.split(move_key, num_chains), chains.genomes, num_moves)
-        scores, accesses = jax.vmap(evaluate)(proposed)
+        num_moves = jnp.where(i == 0, 0, 1 + (jnp.arange(num, dtype=jnp.int32) + i) % 2)
+        proposed = moved(move_key, chains.genomes, num_moves)
+        scores, accesses = evaluate(proposed)
         cooled = temperature * (1.0 - i / iterations) ** 2
-        luck = -jnp.log(jax.random.uniform(accept_key, (num_chains,), scores.dtype, minval=1e-6))
+        luck = -jnp.log(jax.random.uniform(accept_key, (num,), scores.dtype, minval=1e-6))
         accept = scores <= chains.scores + cooled * luck
         better = scores < chains.best_scores
         return _Chains(
@@ -229,10 +252,18 @@ def _anneal(key, chip: Chip, problem: Problem, start: Genome, prices, iterations
             replace(better, accesses, chains.best_accesses),
         )
 
-    shapes = jax.eval_shape(jax.vmap(evaluate), start)[1]
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    unscored = jnp.full((num_chains,), jnp.inf, prices.dtype)
+    unscored = jnp.full((num,), jnp.inf, prices.dtype)
+    nothing = _no_accesses(slots.num_levels, num, prices.dtype)
     return jax.lax.fori_loop(0, iterations, advance, _Chains(start, unscored, start, unscored, nothing))
+
+
+def _no_accesses(num_levels: int, num: int, dtype) -> Accesses:
+    """Counts of nothing, of the shape that `count_batch` returns."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("reads", "fills", "updates", "entering", "finals", "footprint", "keep"), (num_levels, 3)
+    )
+    shapes |= {"fanout": (num_levels, 2), "instances": (num_levels,), "compute_cycles": (), "macs": ()}
+    return Accesses(**{name: jnp.zeros((*shape, num), dtype) for name, shape in shapes.items()})
 
 
 def _distinct_best(scores: jax.Array, num: int) -> jax.Array:
@@ -280,29 +311,45 @@ def search(
       num_chains, iterations: chains of each operation, and proposals of each chain; changing the latter compiles nothing.
       temperature: of the annealing at its start, in nats of score; 0 only descends.
     """
-    problems = Problem(operations, bits, density, resident, tables)
-    genomes = _outermost(slots, (bits.shape[0], 1), bits.dtype)
-    if start is not None:
-        genomes = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), to_genome(start, slots), genomes)
-    given = genomes.factors.shape[1]
-    starts = jax.tree.map(lambda x: x[:, np.arange(num_chains) % given], genomes)
-    return _search(key, chip, problems, starts, prices, iterations, temperature, num_best, slots)
+    return _search(
+        key, chip, Problem(operations, bits, density, resident, tables), start, prices, iterations, temperature,
+        num_chains, num_best, slots,
+    )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("num_best", "slots"))
+@functools.partial(jax.jit, static_argnames=("num_chains", "num_best", "slots"))
 def _search(
-    key, chip, problems: Problem, starts: Genome, prices, iterations, temperature, num_best: int, slots: Slots
+    key, chip, problems: Problem, start: Mapping | None, prices, iterations, temperature, num_chains, num_best, slots
 ) -> Candidates:
-    starts = _fit_array(starts, chip, slots)
+    num, dtype = problems.bits.shape[0], problems.bits.dtype
 
-    def one(key: jax.Array, problem: Problem, start: Genome) -> Candidates:
-        chains = _anneal(key, chip, problem, start, prices, iterations, temperature, slots)
-        chosen = _distinct_best(chains.best_scores, num_best)
-        genomes, accesses = jax.tree.map(lambda x: x[chosen], (chains.best, chains.best_accesses))
-        mappings = jax.vmap(lambda genome: to_mapping(genome, problem.operation.bounds, slots))(genomes)
-        return Candidates(mappings, accesses, chains.best_scores[chosen])
+    def last(x: jax.Array) -> jax.Array:
+        """(n, chains, ...) -> (..., B)."""
+        return jnp.moveaxis(x.reshape(num * num_chains, *x.shape[2:]), 0, -1)
 
-    return jax.vmap(one)(jax.random.split(key, problems.bits.shape[0]), problems, starts)
+    def chains_of(x: jax.Array) -> jax.Array:
+        return last(jnp.broadcast_to(x[:, None], (num, num_chains, *x.shape[1:])))
+
+    starts = _outermost(slots, num * num_chains, dtype)
+    if start is not None:
+        given = start.temporal.shape[1]
+        chain = np.arange(num_chains) % (given + 1)
+        warm = to_genome(jax.tree.map(lambda x: last(x[:, chain % given]), start), slots)
+        is_warm = np.tile(chain < given, num)
+        starts = jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(is_warm, range(a.ndim - 1)), a, b), warm, starts)
+    all_problems = jax.tree.map(chains_of, problems)
+    chains = _anneal(key, chip, all_problems, _fit_array(starts, chip, slots), prices, iterations, temperature, slots)
+    mappings = to_mapping(chains.best, all_problems.operation.bounds, slots)
+
+    def chosen(scores: jax.Array, *trees: Any) -> Any:
+        best = _distinct_best(scores, num_best)
+        return jax.tree.map(lambda x: x[best], (*trees, scores))
+
+    found = jax.tree.map(
+        lambda x: jnp.moveaxis(x, -1, 0).reshape(num, num_chains, *x.shape[:-1]),
+        (chains.best_scores, mappings, chains.best_accesses),
+    )
+    return Candidates(*jax.vmap(chosen)(*found))
 
 
 def with_neighbours(found: Sequence[Candidates]) -> Candidates:

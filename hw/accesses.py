@@ -77,6 +77,18 @@ def count(operation: Operation, mapping: Mapping, conventions: Conventions = TIM
     return batch_last(counted)(operation, mapping)
 
 
+def count_batch(operations: Operation, mappings: Mapping) -> Accesses:
+    """Counts of a batch along the last axis of every array: `count` without gradients, for searches that keep this layout.
+
+    Args:
+      operations, mappings: of arrays with a trailing batch axis.
+
+    Returns:
+      Counts with a trailing batch axis.
+    """
+    return _accesses(operations, mappings, count_traffic(operations, mappings, TIMELOOP))
+
+
 @jax.custom_vjp
 def _count(operation: Operation, mapping: Mapping) -> Accesses:
     return _forward(operation, mapping)[0]

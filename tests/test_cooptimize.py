@@ -32,7 +32,7 @@ def problem():
     config = Config(
         model=ModelConfig("mlp"),
         train=TrainConfig(batch_size=64, optimizer="sgd", learning_rate=0.05),
-        search=SearchConfig(candidates=2, evaluations=64),
+        search=SearchConfig(candidates=2, evaluations=320),
     )
     dataset = load_dataset("digits")
     task, state = make_task(config, dataset)
