@@ -193,7 +193,7 @@ def test_look_up_energy_by_hand():
     assert energy == pytest.approx(744.1333 / 4 + 3382.4 / 8, rel=1e-5)
 
 
-def test_tables_fill_with_the_additions_and_writes_that_are_counted(x64):
+def test_tables_fill_with_the_additions_and_writes_that_are_counted():
     # Every sum that a table holds, built from those before it: subsets of three, and signs of four up to the sign.
     def additions(wanted):
         made = {tuple(row) for row in np.eye(len(wanted[0]), dtype=int)}
