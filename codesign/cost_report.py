@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codesign.evaluation import Evaluated
-from codesign.mapper import Candidates
-from codesign.objective import full_density, step_cost
+from codesign.objective import full_density
 from codesign.tracing import Workload
 from codesign.uncertainty import interval, sample_step
 from hw.accesses import Accesses
@@ -18,6 +17,7 @@ from hw.bounds import LowerBound, lower_bound
 from hw.chip import Chip
 from hw.cost import Cost, price
 from hw.mapping import Mapping
+from hw.operation import Operation
 from hw.schedule import Step, StepCost
 from hw.units import MILLIWATT, MM2
 
@@ -52,8 +52,7 @@ class Costed(NamedTuple):
 
 def training_cost(workload: Workload, found: Evaluated, bits: jax.Array) -> Costed:
     """A training step under the mappings found for it; bits (P, 4)."""
-    widths = workload.operation_bits(bits), workload.tensor_bits(bits)
-    return _costed(found.chip, workload.step, found.candidates, found.cost, *widths, workload)
+    return _costed(workload, workload.step, found, bits)._replace(cost=found.cost)
 
 
 def inference_cost(single: Workload, found: Evaluated, bits: jax.Array) -> Costed:
@@ -64,11 +63,7 @@ def inference_cost(single: Workload, found: Evaluated, bits: jax.Array) -> Coste
       found: mappings of its training step; those of the forward pass, its first operations, are taken.
       bits: (P, 4).
     """
-    step, num = single.inference, single.inference.multiplicity.shape[0]
-    widths = single.operation_bits(bits)[:num], single.tensor_bits(bits)
-    candidates = jax.tree.map(lambda x: x[:num, :1], found.candidates)
-    cost = step_cost(found.chip, step, *widths, candidates.accesses, found.prices)
-    return _costed(found.chip, step, candidates, cost, *widths, single)
+    return _costed(single, single.inference, found, bits)
 
 
 def describe_cost(costed: Costed) -> dict[str, Any]:
@@ -151,30 +146,38 @@ def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, 
     return explained
 
 
-def _costed(
-    chip: Chip,
-    step: Step,
-    candidates: Candidates,
-    cost: StepCost,
-    operation_bits: jax.Array,
-    tensor_bits: jax.Array,
-    workload: Workload,
-) -> Costed:
-    """Under the first candidate of every operation, (n, K), which `cost` is of."""
-    mappings, accesses = jax.tree.map(lambda x: x[:, 0], (candidates.mapping, candidates.accesses))
-    drawn = sample_step(chip, step, accesses, operation_bits, tensor_bits)
-    operations, bounds = _price_operations(chip, step, accesses, operation_bits, cost.resident)
-    labels = workload.labels[: len(operation_bits)]
-    return Costed(chip, step, mappings, operation_bits, cost, drawn, operations, bounds, labels, workload.batch)
+def _costed(workload: Workload, step: Step, found: Evaluated, bits: jax.Array) -> Costed:
+    """A step of a workload, its operations under the first of the candidates found for the training step."""
+    chip, training, num = found.chip, workload.step, step.multiplicity.shape[0]
+    operation_bits, tensor_bits = workload.operation_bits(bits), workload.tensor_bits(bits)
+    first = jax.device_get(jax.tree.map(lambda x: x[:, 0], (found.candidates.mapping, found.candidates.accesses)))
+    mappings, accesses = jax.tree.map(lambda x: x[:num], first)
+    cost, drawn = sample_step(chip, step, accesses, operation_bits[:num], tensor_bits)
+    # All operations of the training step, for inference too: of one shape, they are compiled once.
+    resident = cost.resident[np.asarray(training.operand_tensor)]
+    priced = jax.device_get(_price(chip, training.operations, first[1], operation_bits, resident))
+    operations, bounds = jax.tree.map(lambda x: x[:num], priced)
+    return Costed(
+        chip,
+        step,
+        mappings,
+        operation_bits[:num],
+        cost,
+        drawn,
+        operations,
+        bounds,
+        workload.labels[:num],
+        workload.batch,
+    )
 
 
 @jax.jit
-def _price_operations(
-    chip: Chip, step: Step, accesses: Accesses, operation_bits: jax.Array, resident: jax.Array
+def _price(
+    chip: Chip, operations: Operation, accesses: Accesses, operation_bits: jax.Array, resident: jax.Array
 ) -> tuple[Cost, LowerBound]:
-    rho, density = resident[step.operand_tensor], full_density(operation_bits)
-    costs = jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, step.operations, accesses, operation_bits, density, rho)
-    bounds = jax.vmap(lower_bound, (None, 0, 0, 0, 0))(chip, step.operations, operation_bits, density, rho)
+    density = full_density(operation_bits)
+    costs = jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, operations, accesses, operation_bits, density, resident)
+    bounds = jax.vmap(lower_bound, (None, 0, 0, 0, 0))(chip, operations, operation_bits, density, resident)
     return costs, bounds
 
 

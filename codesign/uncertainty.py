@@ -24,8 +24,8 @@ _SEED = 0  # one for all: designs are compared under the same draws
 
 def sample_step(
     chip: Chip, step: Step, accesses: Accesses, operation_bits: jax.Array, tensor_bits: jax.Array
-) -> StepCost:
-    """The cost of a step under `NUM_SAMPLES` technologies drawn around the chip's own, its mappings held.
+) -> tuple[StepCost, StepCost]:
+    """The cost of a step, and the same under `NUM_SAMPLES` technologies drawn around the chip's own, mappings held.
 
     A draw sets all constants at once, and it is the same draw for every chip: what two chips, or two components of one,
     have in common moves together.
@@ -35,10 +35,12 @@ def sample_step(
       operation_bits, tensor_bits: (n, 3), (m,).
 
     Returns:
-      A `StepCost` whose arrays have a leading axis of samples.
+      The cost under the chip's own technology, and a `StepCost` with a leading axis of samples; numpy arrays.
     """
     samples = sample_technologies(jax.random.key(_SEED), NUM_SAMPLES, chip.technology)
-    return _under_each(samples, chip, step, accesses, operation_bits, tensor_bits)
+    own_first = jax.tree.map(lambda own, drawn: np.insert(drawn, 0, own), chip.technology, jax.device_get(samples))
+    costs = jax.device_get(_under_each(own_first, chip, step, accesses, operation_bits, tensor_bits))
+    return jax.tree.map(lambda x: x[0], costs), jax.tree.map(lambda x: x[1:], costs)
 
 
 @jax.jit

@@ -77,7 +77,7 @@ def test_two_chips_move_together(costed):
     one, found, widths = costed
     accesses = jax.tree.map(lambda x: x[:, 0], found.candidates.accesses)
     frugal = dataclasses.replace(one.chip, vdd=one.chip.vdd * 0.95)
-    other = sample_step(frugal, one.step, accesses, *widths)
+    _, other = sample_step(frugal, one.step, accesses, *widths)
     mine, theirs = np.asarray(one.drawn.operation_energy.sum(1)), np.asarray(other.operation_energy.sum(1))
     assert interval(theirs)[1] > interval(mine)[0] and (theirs < mine).all()
 
@@ -130,3 +130,10 @@ def test_dearest_operations_are_explained(costed):
     limits = {row["operation"]: row["limited_by"] for row in describe_operations(one)}
     for part in explained:
         assert f"bound by {limits[part['operation']]}" in part["text"] and "sram.energy.k" in part["text"]
+
+
+def test_own_technology_gives_the_cost_itself(costed):
+    one, found, widths = costed
+    own, _ = sample_step(one.chip, one.step, jax.tree.map(lambda x: x[:, 0], found.candidates.accesses), *widths)
+    for name in ("energy", "latency", "area", "operation_energy", "breakdown"):
+        np.testing.assert_allclose(getattr(own, name), getattr(found.cost, name), rtol=1e-5, err_msg=name)
