@@ -206,7 +206,9 @@ class ChipSearch:
                 self.evaluations += old.evaluations
                 self.pool[i] = _merge(self.pool[i], old)
             found.append(old)
-        choice = least_product([np.concatenate([f.costs, f.open_costs], axis=1) for f in found], self.counts, self.powers)
+        choice = least_product(
+            [np.concatenate([f.costs, f.open_costs], axis=1) for f in found], self.counts, self.powers
+        )
         return _Box(choice.value, next(self._numbers), low, high, choice, tuple(found))
 
     def _still_best(self, enumerator: Enumerator, found: Found, price: Price, limits: Limits) -> bool:
@@ -249,7 +251,7 @@ class ChipSearch:
             if not rises:
                 return []
             i = max(rises, key=rises.__getitem__)
-            at = needed[i]
+            at = (box.low[i] + needed[i] + 1) // 2
         below, above = list(box.high), list(box.low)
         below[i], above[i] = at - 1, at
         return [(box.low, tuple(below)), (tuple(above), box.high)]

@@ -102,19 +102,29 @@ class _Branch(NamedTuple):
         return least
 
     def alone(self) -> Array:
-        """The least counts of completions of each option of each group, in turn, (rows, n)."""
+        """The least counts of all completions of each option of each group, in turn, (rows, n)."""
         lowest = [counts.min(axis=1, keepdims=True) for counts in self.counts]
-        others = [np.prod(lowest[:g] + lowest[g + 1 :], axis=0) for g in range(len(lowest))]
-        return np.concatenate([c * np.ones_like(c) * o for c, o in zip(self.counts, others, strict=True)], axis=1)
+        others = [np.prod([*lowest[:g], *lowest[g + 1 :]], axis=0) for g in range(len(lowest))]
+        return np.concatenate([counts * other for counts, other in zip(self.counts, others, strict=True)], axis=1)
 
     def keep(self, kept: NDArray[np.bool_]) -> _Branch:
         """Without the options of `alone` that are not kept."""
-        parts = np.split(kept, np.cumsum([len(i) for i in self.indices])[:-1])
+        ends = np.cumsum([len(i) for i in self.indices])
+        parts = [kept[end - len(i) : end] for i, end in zip(self.indices, ends, strict=True)]
         return _Branch(
             self.number,
             [i[part] for i, part in zip(self.indices, parts, strict=True)],
             [c[:, part] for c, part in zip(self.counts, parts, strict=True)],
         )
+
+
+class _Branches(NamedTuple):
+    """All skeletons, and side by side, to be looked at in one go: the least counts of each, and `alone` of each."""
+
+    each: list[_Branch]
+    least: Array
+    alone: Array
+    ends: NDArray[np.intp]
 
 
 class Found(NamedTuple):
@@ -162,7 +172,7 @@ class Enumerator:
         self.groups = [Group(options, nest, space) for options in make_options(nest, space)]
         self.skeletons = list(make_skeletons(nest, space))
         self._tables: dict[tuple, tuple[NDArray[np.intp], Array]] = {}
-        self._branches: dict[bytes, list[_Branch]] = {}
+        self._branches: dict[bytes, _Branches] = {}
 
     def counts(self, values: Array) -> Counts:
         """Named access to counts (rows, n)."""
@@ -191,22 +201,24 @@ class Enumerator:
         limits = Limits(self.space.capacity, self.space.fanout) if limits is None else limits
         return _Search(self, price, limits, on_improvement).run(known, deadline)
 
-    def branches(self, fanout: Array) -> list[_Branch]:
+    def branches(self, fanout: Array) -> _Branches:
         """Every skeleton under a limit of the fan-out, with undominated options."""
         key = fanout.tobytes()
         if key not in self._branches:
-            self._branches[key] = []
+            each = []
+            fits = [(g.options.spatial.prod(axis=-1) <= fanout).all(axis=(1, 2)) for g in self.groups]
             for number, skeleton in enumerate(self.skeletons):
                 tables = [self._table(g, skeleton) for g in range(len(self.groups))]
-                fitting = [self._within(fanout, counts) for _, counts in tables]
-                if all(fits.any() for fits in fitting):
-                    indices = [i[fits] for (i, _), fits in zip(tables, fitting, strict=True)]
-                    counts = [c[:, fits] for (_, c), fits in zip(tables, fitting, strict=True)]
-                    self._branches[key].append(_Branch(number, indices, counts))
+                kept = [np.flatnonzero(fit[indices]) for fit, (indices, _) in zip(fits, tables, strict=True)]
+                if all(map(len, kept)):
+                    indices = [i[k] for (i, _), k in zip(tables, kept, strict=True)]
+                    counts = [c[:, k] for (_, c), k in zip(tables, kept, strict=True)]
+                    each.append(_Branch(number, indices, counts))
+            least = np.concatenate([branch.least_above()[0] for branch in each], axis=1)
+            alone = [branch.alone() for branch in each]
+            ends = np.cumsum([a.shape[1] for a in alone])
+            self._branches[key] = _Branches(each, least, np.concatenate(alone, axis=1), ends)
         return self._branches[key]
-
-    def _within(self, fanout: Array, values: Array) -> NDArray[np.bool_]:
-        return Limits(np.full(self.space.num_levels, np.inf), fanout).fit(self.counts(values), self.space)
 
     def _table(self, g: int, skeleton: Skeleton) -> tuple[NDArray[np.intp], Array]:
         """Undominated options of a group and their counts, worked out once for skeletons that look alike to it."""
@@ -258,11 +270,17 @@ class _Search:
         if known is not None:
             self._add(known.counts, known.origin)
         if self.front is None:
-            for branch in branches:
+            for branch in branches.each:
                 self._complete(branch, self.beam)
-        bounds = [self._prune(branch) for branch in branches]
-        open_ = [(bound, branch) for bound, branch in bounds if branch is not None]
-        open_.sort(key=lambda pair: float(np.log(pair[0]).sum()))
+        kept = np.zeros(branches.alone.shape[1], bool)
+        kept[self._open(branches.alone)] = True
+        bounds = self._cost(branches.least)
+        open_ = []
+        for i in np.argsort(np.log(bounds).sum(axis=0)):
+            branch, end = branches.each[i], branches.ends[i]
+            pruned = branch.keep(kept[end - sum(map(len, branch.indices)) : end])
+            if all(map(len, pruned.indices)):
+                open_.append((bounds[:, [i]], pruned))
         while open_ and (self.front is None or time.process_time() < deadline):
             self._complete(open_.pop(0)[1])
         if self.front is None:
@@ -296,15 +314,6 @@ class _Search:
         if self.front is None or not len(fitting):
             return fitting
         return fitting[~self.front.covers(self._cost(least[:, fitting]))]
-
-    def _prune(self, branch: _Branch) -> tuple[Array, _Branch | None]:
-        """A branch's bound (m, 1), and what is left of it after each option was looked at alone; None if nothing."""
-        bound = self._cost(branch.least_above()[0])
-        alone = branch.alone()
-        kept = np.zeros(alone.shape[1], bool)
-        kept[self._open(alone)] = True
-        pruned = branch.keep(kept)
-        return bound, pruned if all(len(i) for i in pruned.indices) else None
 
     def _complete(self, branch: _Branch, beam: int | None = None) -> None:
         """Combines the options of group after group, and drops what cannot end well; at most `beam` at a time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,17 @@ class Space:
     def num_levels(self) -> int:
         return len(self.keep)
 
+    @cached_property
+    def limited(self) -> dict[int, list[tuple[int, float]]]:
+        """Levels of limited capacity, and for each the operands it keeps with the width of their words."""
+        levels = [int(l) for l in np.flatnonzero(np.isfinite(self.capacity))]
+        return {l: [(int(o), float(self.width[l, o])) for o in np.flatnonzero(self.keep[l])] for l in levels}
+
+    @cached_property
+    def fans(self) -> list[tuple[int, int]]:
+        """Levels and axes along which loops may fan out."""
+        return [(int(l), int(axis)) for l, axis in zip(*np.nonzero(self.spatial.any(axis=-1)), strict=True)]
+
 
 class Limits(NamedTuple):
     """What a mapping must fit: `capacity` (L,) and `fanout` (L, 2), as in `Space`."""
@@ -55,13 +66,10 @@ class Limits(NamedTuple):
     def fit(self, counts: Counts, space: Space) -> NDArray[np.bool_]:
         """Which of n counts fit, (n,)."""
         fits = np.ones(len(counts.cycles), bool)
-        for l in range(space.num_levels):
-            if np.isfinite(space.capacity[l]):
-                used = sum(space.width[l, o] * counts.tile(l, o) for o in range(len(OPERANDS)))
-                fits &= used <= self.capacity[l]
-            for axis in range(2):
-                if space.spatial[l, axis].any():
-                    fits &= counts.fan_out(l, axis) <= self.fanout[l, axis]
+        for l, widths in space.limited.items():
+            fits &= sum(width * counts.tile(l, o) for o, width in widths) <= self.capacity[l]
+        for l, axis in space.fans:
+            fits &= counts.fan_out(l, axis) <= self.fanout[l, axis]
         return fits
 
 
@@ -122,12 +130,11 @@ class Counts:
 
     def accesses(self, level: int) -> Array:
         """Reads, fills and updates of all operands."""
-        kinds = (self.reads, self.fills, self.updates)
-        words: Array = np.zeros(self._values.shape[1])
+        words = []
         for operand in range(len(OPERANDS)):
-            for kind in kinds:
-                words = words + kind(level, operand)
-        return words
+            if Row("asked", level, operand) in self._rows:
+                words += [self.reads(level, operand), self.fills(level, operand), self.updates(level, operand)]
+        return np.sum([w for w in words if not isinstance(w, float)], axis=0)
 
     def share(self, level: int) -> Array:
         """One over the utilised instances of a level; times a total it is what one instance does."""

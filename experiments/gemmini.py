@@ -81,10 +81,11 @@ class Gemmini:
             SCRATCHPAD_PJ[0] + SCRATCHPAD_PJ[1] * low[SCRATCHPAD],
             DRAM_PJ,
         )
+        mac_energy = MAC_PJ * nest.macs
 
         def cost(counts: Counts) -> Array:
             register, accumulator, scratchpad, dram = accesses = [counts.accesses(l) for l in range(4)]
-            energy = MAC_PJ * nest.macs + sum(pj * words for pj, words in zip(per_access, accesses, strict=True))
+            energy = mac_energy + sum(pj * words for pj, words in zip(per_access, accesses, strict=True))
             cycles = (
                 counts.cycles,
                 register / REGISTER_BANDWIDTH,
