@@ -188,7 +188,7 @@ def quantise_error(x: jax.Array, step: jax.Array, limit: jax.Array, words: jax.A
 
 
 def updated_log2_range(
-    log2_range: jax.Array, overflow: jax.Array, overflow_below: jax.Array, max_overflow: float
+    log2_range: jax.Array, overflow: jax.Array, overflow_below: jax.Array, max_overflow: float | jax.Array
 ) -> jax.Array:
     """Next range of a dynamic fixed-point format: it follows the rate of overflow.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nets import fixed_point
+from nets import dynamic_fixed_point, fixed_point
 from nets.calibration import calibrate
 from nets.fixed_point import FLOAT_BITS, SIGNIFICAND_BITS
 from nets.jaxpr import Product, find_products, parameter_paths
@@ -42,18 +42,21 @@ class QuantState:
     density: jax.Array
     probes: jax.Array
 
-    def updated(self, cotangent: "QuantState", max_overflow: float = 1e-4) -> "QuantState":
+    def updated(self, cotangent: "QuantState", max_overflow: float | jax.Array = 1e-4) -> "QuantState":
         """The state after one backward pass, or several whose cotangents were added.
 
         Args:
           cotangent: gradient of the loss with respect to this state.
-          max_overflow: permitted share of overflowing errors.
+          max_overflow: permitted share of overflowing errors, a float or an array of shape (P, 2), such as
+            `dynamic_fixed_point.random_overflow_rate` draws.
 
         Returns:
           Error ranges moved by at most one bit by the rule of `fixed_point.updated_log2_range`, and latest densities.
           Products whose backward pass did not run stay as they are.
         """
-        values, nonzeros, overflows, overflows_below = (cotangent.probes[:, columns] for columns in STATISTICS.values())
+        values, nonzeros, overflows, overflows_below = (
+            cotangent.probes[:, STATISTICS[name]] for name in ("values", "nonzeros", "overflows", "overflows_below")
+        )
         ran = values > 0.0
         # Only to divide where nothing was counted; those quotients are not used.
         values = jnp.maximum(values, 1.0)
@@ -110,15 +113,29 @@ class Precision:
         operand_bits = fixed_point.num_bits(held.log2_step, held.log2_range, signed)
         return jnp.concatenate([operand_bits, fixed_point.num_error_bits(held.error_bits)], axis=1)
 
-    def formats(self, quant_state: QuantState) -> Formats:
-        """Number formats of all products, fields with a leading axis P."""
+    def formats(self, quant_state: QuantState, key: jax.Array | None = None) -> Formats:
+        """Number formats of all products, fields with a leading axis P.
+
+        Args:
+          quant_state: ranges of errors.
+          key: of the random bits by which the rules shorten ranges; None shortens none.
+        """
         held = self._held()
         bits = fixed_point.num_error_bits(held.error_bits)
         return Formats(
             *fixed_point.step_and_range(held.log2_step, held.log2_range),
-            *fixed_point.error_step_and_limit(quant_state.error_log2_range, bits),
+            *fixed_point.error_step_and_limit(self._used_log2_range(quant_state, key), bits),
             fixed_point.power_of_two(quant_state.error_log2_range),
         )
+
+    def _used_log2_range(self, quant_state: QuantState, key: jax.Array | None) -> jax.Array:
+        """Ranges of errors at this step; overflow is still counted at those that the state tracks."""
+        safe = quant_state.error_log2_range
+        is_random = np.array([[rule.point == "random_bit"] for rule in self.rules])
+        if key is None or not np.any(is_random):
+            return safe
+        shorter = dynamic_fixed_point.random_bit(key, safe.shape).astype(safe.dtype)
+        return safe - shorter * is_random.astype(safe.dtype)
 
     def clamped(self, min_bits: float, max_bits: float) -> "Precision":
         """The nearest formats of at least `min_bits` and at most `max_bits`: a projection after an optimiser's step.

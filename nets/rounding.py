@@ -58,6 +58,44 @@ def random_words(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return word ^ (word >> 16)
 
 
+def threefry_words(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random words of 32 bits from JAX's own generator, Threefry.
+
+    Args:
+      seed: uint32 of shape (2,).
+      shape: shape of the result.
+
+    Returns:
+      uint32 of shape `shape`.
+    """
+    return jax.random.bits(jax.random.wrap_key_data(seed, impl="threefry2x32"), shape, jnp.uint32)
+
+
+#: Sources of random words, by name.
+GENERATORS = {"hash": random_words, "jax": threefry_words}
+
+
+def shift_stochastically(v: jax.Array, words: jax.Array, shift: int) -> jax.Array:
+    """`v / 2**shift` of integers rounded stochastically in integers: (v + u) >> shift, u the top bits of a random word.
+
+    Unbiased over all u, exactly; equal, bit for bit, to `stochastic(v / 2**shift, words)`.
+
+    Args:
+      v: int32 of any shape, below 2**31 - 2**shift.
+      words: uint32, shape of `v`, uniformly distributed: of `random_words` or of `jax.random.bits`.
+      shift: bits that are dropped, 1 to 23.
+
+    Returns:
+      int32, shape of `v`.
+
+    Raises:
+      ValueError: for another shift.
+    """
+    if not 1 <= shift <= _FRACTION_BITS:
+        raise ValueError(f"expected a shift of 1 to {_FRACTION_BITS} bits, got {shift}; shift in two steps")
+    return (v + (words >> (32 - shift)).astype(v.dtype)) >> shift
+
+
 def stochastic(x: jax.Array, words: jax.Array) -> jax.Array:
     """One of the two integers next to `x`, the upper one with a probability equal to the fraction of `x`.
 

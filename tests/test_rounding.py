@@ -94,3 +94,23 @@ def test_double_precision(x64):
     chex.assert_type(rounded, jnp.float64)
     single = rounding.stochastic(x.astype(jnp.float32), rounding.random_words(SEED, x.shape))
     np.testing.assert_array_equal(rounded.astype(jnp.float32), single)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_shifting_is_unbiased_over_all_words_and_equals_the_float_form(k):
+    words = jnp.arange(2**k, dtype=jnp.uint32) << (32 - k)
+    values = jnp.arange(-5 * 2**k, 5 * 2**k + 1, dtype=jnp.int32)
+    shifted = jax.vmap(lambda w: rounding.shift_stochastically(values, jnp.full(values.shape, w), k))(words)
+    np.testing.assert_array_equal(np.sum(shifted, axis=0), values)
+    floats = jax.vmap(lambda w: rounding.stochastic(values.astype(jnp.float32) / 2.0**k, jnp.full(values.shape, w)))(
+        words
+    )
+    np.testing.assert_array_equal(shifted, floats)
+    with pytest.raises(ValueError, match="expected a shift of 1 to 23 bits, got 24"):
+        rounding.shift_stochastically(values, words, 24)
+
+
+def test_words_of_jax_are_those_of_its_generator():
+    key = jax.random.key(7)
+    words = rounding.threefry_words(jax.random.key_data(key), (3, 5))
+    np.testing.assert_array_equal(words, jax.random.bits(key, (3, 5), jnp.uint32))
