@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from nets import fixed_point, rounding
-from nets.bitslice import Slicing, make_slicing, sliced_conv_general_dilated, sliced_dot_general
+from nets.dynamic_fixed_point import POINTS
 from nets.jaxpr import Product
+from nets.multipliers import by_role, multiply, multiply_levels
 from nets.rules import LayerRule
 from nets.saved_activations import Absent, decode, encode, pack, unpack, when_needed
 
@@ -27,19 +27,13 @@ STATISTICS = {
     "nonzeros": slice(4, 8),
     "overflows": slice(8, 10),
     "overflows_below": slice(10, 12),
+    "top_slices": slice(12, 14),
+    "squared_errors": slice(14, 16),
+    "squares": slice(16, 18),
 }
-NUM_STATISTICS = 12
+NUM_STATISTICS = 18
 # They count about so many values of an array: counting all would take a fifth of a small training step.
 _SAMPLE_SIZE = 2**12
-_CONV_OPTIONS = (
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-)
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,7 @@ class Spec:
       stochastic: whether errors are rounded stochastically, else to nearest.
       rule: how it multiplies and what it saves.
       frozen: whether its weights are not trained: no weight_grad, and no inputs kept for it.
+      generator: of random words: "hash" or "jax".
     """
 
     product: Product
@@ -61,6 +56,7 @@ class Spec:
     stochastic: bool
     rule: LayerRule = field(default_factory=LayerRule)
     frozen: bool = False
+    generator: str = "hash"
 
 
 @jax.tree_util.register_dataclass
@@ -103,7 +99,9 @@ def quantised_product(
         taken or rounding is to nearest.
       probe: shape (NUM_STATISTICS,), unused; its cotangent are the statistics of the backward pass: of weights, inputs,
         and errors in input_grad and weight_grad the number of values counted and how many of them are not zero; of both
-        errors how many values reach their range, and half their range. They are counts of a sample of the values, and
+        errors how many values reach their range, and half their range; for a precision controller, of inputs and of
+        errors in input_grad how many have a non-zero top slice, and the energies of their quantisation errors and of
+        themselves. They are counts of a sample of the values, and
         add over batches, devices and repeated uses.
 
     Returns:
@@ -113,12 +111,12 @@ def quantised_product(
       ValueError: when differentiated, if errors are to be rounded stochastically without a seed.
     """
     product = spec.product
-    q_weights, q_inputs = map(_quantise, _by_role(product, lhs, rhs), formats.step, formats.top, spec.signed)
+    q_weights, q_inputs = map(_quantise, by_role(product, lhs, rhs), formats.step, formats.top, spec.signed)
     return _forward(spec, q_weights, q_inputs, formats.step).astype(product.dtype)
 
 
 def _product_fwd(spec, lhs, rhs, formats, seed, probe):
-    weights, inputs = _by_role(spec.product, lhs, rhs)
+    weights, inputs = by_role(spec.product, lhs, rhs)
     kept = _kept_inputs(spec, inputs, formats.step[1], formats.top[1])
     return quantised_product(spec, lhs, rhs, formats, seed, probe), (weights, kept, formats, seed)
 
@@ -132,14 +130,14 @@ def _product_bwd(spec, residuals, error):
         partial(_quantise, signed=spec.signed[0]), weights, formats.step[0], formats.top[0]
     )
     q_inputs, pull_inputs = _restored_inputs(spec, kept, formats.step[1], formats.top[1])
-    like_inputs = jax.ShapeDtypeStruct(_by_role(product, product.lhs_shape, product.rhs_shape)[1], q_weights.dtype)
+    like_inputs = jax.ShapeDtypeStruct(by_role(product, product.lhs_shape, product.rhs_shape)[1], q_weights.dtype)
     error = error.astype(q_weights.dtype)
     errors = input_error, weight_error = _quantise_errors(spec, error, formats, seed)
-    (input_grad,) = jax.linear_transpose(lambda x: _multiply(product, q_weights, x), like_inputs)(input_error)
+    (input_grad,) = jax.linear_transpose(lambda x: multiply(product, q_weights, x), like_inputs)(input_error)
     if q_inputs is None:
         weight_grad = jnp.zeros_like(q_weights)
     else:
-        (weight_grad,) = jax.linear_transpose(lambda w: _multiply(product, w, q_inputs), q_weights)(weight_error)
+        (weight_grad,) = jax.linear_transpose(lambda w: multiply(product, w, q_inputs), q_weights)(weight_error)
 
     d_weights, *d_weights_format = pull_weights(weight_grad)
     d_inputs, *d_inputs_format = pull_inputs(input_grad)
@@ -151,15 +149,12 @@ def _product_bwd(spec, residuals, error):
     d_step, d_top = jnp.stack(d_format, axis=1)
     d_formats = Formats(d_step, d_top, zero, zero, zero)
     statistics = _statistics(q_weights, q_inputs, errors, error, formats.error_range)
-    return *_by_role(product, d_weights, d_inputs), d_formats, None, statistics
+    inputs = kept if q_inputs is not None and not isinstance(kept, _Kept) else q_inputs
+    statistics = jnp.concatenate([statistics, _laps_statistics(spec, formats, inputs, q_inputs, error, input_error)])
+    return *by_role(product, d_weights, d_inputs), d_formats, None, statistics
 
 
 quantised_product.defvjp(_product_fwd, _product_bwd)
-
-
-def _by_role(product: Product, first: Any, second: Any) -> tuple[Any, Any]:
-    """(lhs, rhs) to (weights, inputs), or back."""
-    return (first, second) if product.weights_operand == 0 else (second, first)
 
 
 def _quantise(x: jax.Array, step: jax.Array, top: jax.Array, signed: bool) -> jax.Array:
@@ -212,30 +207,11 @@ def _restored_inputs(spec: Spec, kept: Any, step: jax.Array, top: jax.Array) -> 
 def _forward(spec: Spec, weights: jax.Array, inputs: jax.Array, step: jax.Array) -> jax.Array:
     """The product of quantised operands, formed as the rule says."""
     if spec.rule.multiplier is None:
-        return _multiply(spec.product, weights, inputs)
+        return multiply(spec.product, weights, inputs)
     # Exact: steps are powers of two.
-    levels = (x * (1.0 / unit.astype(x.dtype)) for x, unit in zip((weights, inputs), step, strict=True))
-    unit = (step[0] * step[1]).astype(weights.dtype)
-    return _multiply_slices(spec.product, spec.rule, spec.signed, *levels) * unit
-
-
-def _multiply_slices(
-    product: Product, rule: LayerRule, signed: tuple[bool, bool], weights: jax.Array, inputs: jax.Array
-) -> jax.Array:
-    """The product of integers, slice by slice."""
-    lhs_slicing, rhs_slicing = _by_role(product, *_slicings(rule, signed))
-    lhs, rhs = _by_role(product, weights, inputs)
-    if product.kind == "dot":
-        return sliced_dot_general(lhs, rhs, product.params["dimension_numbers"], lhs_slicing, rhs_slicing)
-    options = {name: product.params[name] for name in _CONV_OPTIONS}
-    return sliced_conv_general_dilated(lhs, rhs, lhs_slicing=lhs_slicing, rhs_slicing=rhs_slicing, **options)
-
-
-def _slicings(rule: LayerRule, signed: tuple[bool, bool]) -> list[Slicing]:
-    """How weights and inputs are cut."""
-    assert rule.multiplier is not None
-    width, style = rule.multiplier.width, rule.multiplier.style
-    return [make_slicing(bits, width, style, sign) for bits, sign in zip(rule.bits[:2], signed, strict=True)]
+    step = step.astype(weights.dtype)
+    weights, inputs, scale = weights * (1.0 / step[0]), inputs * (1.0 / step[1]), step[0] * step[1]
+    return multiply_levels(spec.rule.multiplier, spec.product, spec.rule.bits[:2], spec.signed, weights, inputs, scale)
 
 
 def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> None:
@@ -249,12 +225,22 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
     Raises:
       ValueError: if a multiplier cannot hold the operands, its sums may overflow, or its widths are to be trained.
     """
-    if rule.multiplier is None:
-        return
-    if rule.learn:
-        raise ValueError("expected given widths for a multiplier of slices, got learned ones; set learn=False")
-    values = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (product.lhs_shape, product.rhs_shape)]
-    jax.eval_shape(partial(_multiply_slices, product, rule, signed), *_by_role(product, *values))
+    if rule.point not in POINTS:
+        raise ValueError(f"expected a point among {', '.join(POINTS)}, got {rule.point!r}; choose one of them")
+    if rule.learn and (rule.multiplier or rule.laps):
+        mechanism = "a multiplier of integers" if rule.multiplier else "a precision controller"
+        raise ValueError(f"expected given widths for {mechanism}, got learned ones; set learn=False")
+    if rule.laps:
+        rule.laps.check()
+        if rule.multiplier or (rule.saved and rule.laps.metric == "error"):
+            raise ValueError(
+                "expected a precision controller without a multiplier, and without low-bit saved inputs if it looks at "
+                "their error; drop one of them"
+            )
+    if rule.multiplier:
+        values = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (product.lhs_shape, product.rhs_shape)]
+        multiplied = partial(multiply_levels, rule.multiplier, product, rule.bits[:2], signed)
+        jax.eval_shape(multiplied, *by_role(product, *values), jax.ShapeDtypeStruct((), jnp.float32))
 
 
 def _quantise_errors(spec: Spec, error: jax.Array, formats: Formats, seed: jax.Array | None) -> list[jax.Array]:
@@ -266,19 +252,11 @@ def _quantise_errors(spec: Spec, error: jax.Array, formats: Formats, seed: jax.A
                 "expected a random key to round errors stochastically, got None; pass jax.random.key(...), or quantize "
                 "with stochastic=False"
             )
-        words = rounding.random_words(seed, error.shape)
+        words = rounding.GENERATORS[spec.generator](seed, error.shape)
     return [
         fixed_point.quantise_error(error, step.astype(error.dtype), limit.astype(error.dtype), words)
         for step, limit in zip(formats.error_step, formats.error_limit, strict=True)
     ]
-
-
-def _multiply(product: Product, weights: jax.Array, inputs: jax.Array) -> jax.Array:
-    """The product itself, at full precision: TPUs multiply in bfloat16 and GPUs may in TF32 unless told."""
-    multiply = lax.dot_general if product.kind == "dot" else lax.conv_general_dilated
-    params = {name: value for name, value in product.params.items() if value is not None}
-    params |= {"precision": lax.Precision.HIGHEST, "preferred_element_type": None}
-    return multiply(*_by_role(product, weights, inputs), **params)
 
 
 def _statistics(
@@ -305,3 +283,27 @@ def _sample(x: jax.Array) -> jax.Array:
     """Every n-th row of an array, n odd so that it meets every position of an image; shape (size,)."""
     stride = max(1, x.size // _SAMPLE_SIZE) | 1
     return x.reshape(-1, x.shape[-1])[::stride].reshape(-1)
+
+
+def _laps_statistics(
+    spec: Spec,
+    formats: Formats,
+    inputs: jax.Array | None,
+    q_inputs: jax.Array | None,
+    error: jax.Array,
+    q_error: jax.Array,
+) -> jax.Array:
+    """What a precision controller looks at, over a sample: top slices, squared errors and squares of both stages."""
+    laps = spec.rule.laps
+    dtype = formats.error_range.dtype
+    if laps is None or inputs is None or q_inputs is None:
+        return jnp.zeros(6, dtype)
+    # Magnitudes from which the top slice of a number, sign included, is not zero.
+    top = (formats.top[1] + formats.step[1]) * 2.0 ** (spec.signed[1] - laps.slice_width)
+    top_error = formats.error_step[0] * formats.error_limit[0] * 2.0 ** (1 - laps.slice_width)
+    counts = []
+    for x, q, threshold in ((inputs, q_inputs, top), (error, q_error, top_error)):
+        x, q = _sample(x.astype(q.dtype)), _sample(q)
+        above = jnp.abs(q) >= threshold.astype(q.dtype)
+        counts.append(jnp.stack([jnp.sum(above.astype(q.dtype)), jnp.sum((q - x) ** 2), jnp.sum(x**2)]))
+    return jnp.stack(counts, axis=1).reshape(-1).astype(dtype)

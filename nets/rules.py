@@ -4,9 +4,49 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nets.bitslice import BitSlices
 from nets.fixed_point import FLOAT_BITS, SIGNIFICAND_BITS
+from nets.multipliers import Multiplier
 from nets.saved_activations import LocalFormat
+
+METRICS = ("error", "top_slice")
+
+
+@dataclass(frozen=True)
+class Laps:
+    """Settings of the precision controller of one layer (`nets.laps`).
+
+    Attributes:
+      metric: "error", the energy of the quantisation error over that of the values; or "top_slice", the share of values
+        whose top slice is not zero.
+      upper: a metric above it brings one slice more at once.
+      lower: a metric below it for `patience` steps in a row brings one slice less.
+      patience: K, at least 1.
+      slice_width: bits of a slice.
+      min_bits, max_bits: bounds of the width, multiples of the slice.
+    """
+
+    metric: str = "error"
+    upper: float = 0.03
+    lower: float = 1e-4
+    patience: int = 10
+    slice_width: int = 4
+    min_bits: int = 4
+    max_bits: int = 16
+
+    def check(self) -> None:
+        """Raises ValueError for settings that make no controller."""
+        if self.metric not in METRICS:
+            raise ValueError(f"expected a metric among {', '.join(METRICS)}, got {self.metric!r}; choose one of them")
+        if not 0.0 <= self.lower < self.upper or self.patience < 1:
+            raise ValueError(
+                f"expected 0 <= lower < upper and a patience of at least 1, got {self.lower}, {self.upper} and "
+                f"{self.patience}; without hysteresis the width would never rest"
+            )
+        bounds = self.min_bits, self.max_bits
+        if not (2 <= bounds[0] <= bounds[1] <= 16) or any(bits % self.slice_width for bits in bounds):
+            raise ValueError(
+                f"expected bounds within 2 to 16 bits in slices of {self.slice_width}, got {bounds}; choose multiples"
+            )
 
 
 @dataclass(frozen=True)
@@ -21,8 +61,14 @@ class LayerRule:
       saved: how its inputs are kept for weight_grad, and its outputs for the normalisation or activation after it;
         None keeps them as they are. Weight gradients, and gradients of normalisations, are then approximate. ReLUs and
         max poolings keep masks. The format of its inputs is not trained.
-      multiplier: how its forward products are formed, None as a whole; the result is the same, bit for bit. Its widths
-        are not trained.
+      multiplier: how its forward products are formed: `BitSlices`, `LookUp` (the result is the same, bit for bit) or
+        `Decomposed` (rounded to FP16); None as a whole. Its widths are not trained.
+      direct_feedback: whether the error of its inputs is a fixed random projection of the error at the last product's
+        output, in place of the one that it would pass back.
+      point: how the ranges of errors follow their overflow: "dynamic" as it is, or "random_bit", one bit shorter at
+        random at every step (SDFXP).
+      laps: the controller that moves its widths in place of training them, None for none. Its state machine,
+        `nets.laps.step_laps`, runs in the training step.
     """
 
     weights: int = 8
@@ -32,7 +78,10 @@ class LayerRule:
     learn: bool = True
     masks: bool = field(default=False, kw_only=True)
     saved: LocalFormat | None = field(default=None, kw_only=True)
-    multiplier: BitSlices | None = field(default=None, kw_only=True)
+    multiplier: Multiplier | None = field(default=None, kw_only=True)
+    direct_feedback: bool = field(default=False, kw_only=True)
+    point: str = field(default="dynamic", kw_only=True)
+    laps: Laps | None = field(default=None, kw_only=True)
 
     @property
     def bits(self) -> tuple[int, int, int, int]:

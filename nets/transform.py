@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from nets import ops
+from nets.feedback import ErrorBus
 from nets.jaxpr import Product, Program, interpret, parameter_paths
 from nets.precision import Precision, QuantState
 from nets.rewriting import keep_less
+from nets.rounding import GENERATORS
 
 
-def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
+def quantize(fn: Callable, *, stochastic: bool = True, generator: str = "hash") -> Callable:
     """The quantised twin of `fn(params, *args)`.
 
     Every product of `fn` gets the operand formats of its row of `precision` and, in the backward pass, error formats
@@ -25,6 +27,8 @@ def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
       fn: function of `(params, *args)`; its `args` may hold batch statistics, dropout keys and data, its result may
         be any pytree of arrays.
       stochastic: round errors stochastically, which is unbiased; otherwise to nearest, which loses small gradients.
+      generator: of the random words: "hash", an integer hash of each element's position, or "jax", JAX's own, which
+        takes longer.
 
     Returns:
       `qfn(params, precision, quant_state, key, *args)` with the result of `fn`. `key` seeds stochastic rounding: use
@@ -48,16 +52,21 @@ def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
     ('hidden', 'out') (2, 4)
 
     Raises:
-      ValueError: when `qfn` is called, if `fn` holds a product that `precision` was not initialised for, or one
-        inside a primitive that cannot be entered; when it is differentiated, if errors are to be rounded
-        stochastically without a key.
+      ValueError: for an unknown generator; when `qfn` is called, if `fn` holds a product that `precision` was not
+        initialised for, or one inside a primitive that cannot be entered; when it is differentiated, if errors are to
+        be rounded stochastically without a key, or a local region does not divide what is saved.
     """
+
+    if generator not in GENERATORS:
+        raise ValueError(f"expected a generator among {', '.join(GENERATORS)}, got {generator!r}; choose one of them")
 
     def quantized(params: Any, precision: Precision, quant_state: QuantState, key: jax.Array | None, *args: Any) -> Any:
         num_products = len(precision.names)
         params = _without_gradient(params, precision.frozen_params)
+        errors = ErrorBus()
         rows = {name: row for row, name in enumerate(precision.names)}
-        formats = _rows(precision.formats(quant_state), num_products)
+        point_key = None if key is None else jax.random.fold_in(key, 1)
+        formats = _rows(precision.formats(quant_state, point_key), num_products)
         probes = _rows(quant_state.probes, num_products)
         seeds = (
             [None] * num_products if key is None else jnp.unstack(jax.random.bits(key, (num_products, 2), jnp.uint32))
@@ -72,7 +81,13 @@ def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
             row = rows[product.name]
             frozen = product.param_path in precision.frozen_params
             spec = ops.Spec(
-                product, precision.signed[row], precision.trains(row), stochastic, precision.rule(row), frozen
+                product,
+                precision.signed[row],
+                precision.trains(row),
+                stochastic,
+                precision.rule(row),
+                frozen,
+                generator,
             )
             traced = [lhs, rhs, formats[row], probes[row]]
             if precision.frozen_params and not product.needs_input_grad:
@@ -80,11 +95,16 @@ def quantize(fn: Callable, *, stochastic: bool = True) -> Callable:
                 stopped = range(4) if frozen else [1 - product.weights_operand]
                 for place in stopped:
                     traced[place] = lax.stop_gradient(traced[place])
-            return ops.quantised_product(spec, *traced[:3], seeds[row], traced[3])
+            if spec.rule.direct_feedback:
+                place = 1 - product.weights_operand
+                traced[place] = errors.receive(product, traced[place])
+            return errors.send(product, ops.quantised_product(spec, *traced[:3], seeds[row], traced[3]))
 
         def rewrite(program: Program) -> Program:
             names = [product.name for product in program.products]
             rules = [precision.rule(rows[name]) for name in names if name in rows]
+            if any(rule.direct_feedback for rule in rules):
+                errors.connect(program)
             if not any(rule.masks or rule.saved for rule in rules):
                 return program
             return keep_less(program, [rule.masks for rule in rules], [rule.saved for rule in rules], names)

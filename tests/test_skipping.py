@@ -1,0 +1,51 @@
+"""Work left by in-out skipping: from tensors, and that masking outputs of input_grad loses nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nets import skipping
+from nets.models import make_model
+from nets.precision import LayerRule, PrecisionRules, init_precision
+from nets.training import split_model
+from nets.transform import quantize
+
+
+def test_masks_are_found_behind_relu_pooling_and_flattening():
+    for name, expected in (("lenet", [False, True, True, True]), ("mlp", [False, True, True])):
+        forward, params, rest = split_model(make_model(name, (8, 8, 1), 10))
+        images = jax.random.normal(jax.random.key(0), (16, 8, 8, 1))
+        found = skipping.mask_densities(lambda p, x, f=forward, r=rest: f(p, r, x, None, True), params, images)
+        np.testing.assert_array_equal(found < 1.0, expected)
+        hidden = jax.nn.relu(images.reshape(16, 64) @ params["dense1"]["kernel"]) if name == "mlp" else None
+        if hidden is not None:
+            np.testing.assert_allclose(found[1], np.mean(np.asarray(hidden) > 0), atol=0.01)
+
+
+def test_shares_by_hand_and_that_masked_outputs_are_zero_anyway():
+    fn = lambda p, x: jax.nn.relu(x @ p["a"]["kernel"]) @ p["b"]["kernel"]  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"a": {"kernel": jax.random.normal(keys[0], (6, 8))}, "b": {"kernel": jax.random.normal(keys[1], (8, 4))}}
+    x = jax.random.normal(keys[2], (32, 6))
+    rules = PrecisionRules({"*": LayerRule(8, 4, 4, 4, learn=False)})
+    precision, state = init_precision(fn, rules, params, x, loss=lambda out: jnp.mean(out**2))
+    loss = lambda s: jnp.mean(quantize(fn, stochastic=False)(params, precision, s, None, x) ** 2)  # noqa: E731
+    state = state.updated(jax.grad(loss)(state))
+    masks = skipping.mask_densities(fn, params, x)
+    densities = skipping.pass_densities(state, masks)
+    hidden = np.asarray(jax.nn.relu(x @ params["a"]["kernel"]))
+    np.testing.assert_allclose(masks, [1.0, np.mean(hidden > 0)], rtol=1e-6)
+    work = np.prod(densities, axis=-1)
+    expected = np.stack(
+        [state.density[:, 1], masks * state.density[:, 2], state.density[:, 1] * state.density[:, 3]], 1
+    )
+    np.testing.assert_allclose(work, expected, rtol=1e-6)
+    # 4-bit inputs have zeros that the mask lets through: rounding adds to sparsity.
+    assert 0.0 < densities[1, 0, 1] < masks[1]
+    # What input_grad of b would give where the mask is zero is dropped by the ReLU.
+    error = jax.random.normal(keys[0], (32, 4))
+    dense = np.asarray(error @ params["b"]["kernel"].T) * (hidden > 0)
+    skipped = np.zeros((32, 8), np.float32)
+    for n, k in zip(*np.nonzero(hidden), strict=True):
+        skipped[n, k] = np.dot(np.asarray(error)[n], np.asarray(params["b"]["kernel"])[k])
+    np.testing.assert_allclose(skipped, dense, rtol=1e-5, atol=1e-5)
