@@ -195,17 +195,24 @@ def start_phase(task: Task, phase: Phase, state: State, num_steps: int) -> State
     return dataclasses.replace(state, opt_state=make_optimizer(task, phase, num_steps).init(trained(state)))
 
 
-@functools.lru_cache(maxsize=32)
 def make_step(task: Task, phase: Phase, num_steps: int) -> StepFunction:
     """The jitted step of a phase, `(state, images, labels, key) -> (state, metrics)`.
 
-    Call it once per batch. Metrics are of the state before the update; those of the cost are in SI units.
+    Call it once per batch. Metrics are of the state before the update; those of the cost are in SI units. Phases that
+    differ in their weight only share one compilation.
     """
+    step = _make_weighted_step(task, phase._replace(weight=0.0), num_steps)
+    return functools.partial(step, weight=jnp.asarray(phase.weight, jnp.float32))
+
+
+@functools.lru_cache(maxsize=32)
+def _make_weighted_step(task: Task, phase: Phase, num_steps: int) -> StepFunction:
+    """The step of a phase for any weight, its last argument."""
     optimizer = make_optimizer(task, phase, num_steps)
 
     moving = {"weights": phase.train, "precision": phase.learn_bits, "design": phase.learn_chip}
 
-    def loss_and_metrics(groups, quant_state, state: State, images, labels, key):
+    def loss_and_metrics(groups, quant_state, state: State, images, labels, key, weight):
         # What does not move needs no gradient: XLA then drops its computation.
         groups = {name: group if moving[name] else jax.lax.stop_gradient(group) for name, group in groups.items()}
         loss, metrics, rest = jnp.zeros(()), {}, state.rest
@@ -214,17 +221,17 @@ def make_step(task: Task, phase: Phase, num_steps: int) -> StepFunction:
             loss, metrics = task_loss, {"loss": task_loss, "accuracy": share}
         excess, prices = {}, state.prices
         if phase.penalty != "none":
-            penalty, cost_metrics, excess, prices = _penalty(task, phase, groups, state)
+            penalty, cost_metrics, excess, prices = _penalty(task, phase, weight, groups, state)
             loss, metrics = loss + penalty, metrics | cost_metrics
         for name, value in excess.items():
             loss = loss + augmented_lagrangian(value, state.multipliers[name], _STIFFNESS)
         return loss, (metrics, rest, excess, prices)
 
     @jax.jit
-    def step(state: State, images, labels, key):
+    def step(state: State, images, labels, key, weight):
         groups = trained(state)
         gradients, (metrics, rest, excess, prices) = jax.grad(loss_and_metrics, argnums=(0, 1), has_aux=True)(
-            groups, state.quant_state, state, images, labels, key
+            groups, state.quant_state, state, images, labels, key, weight
         )
         groups, opt_state = apply_gradient(optimizer, gradients[0], state.opt_state, groups)
         precision = groups["precision"]
@@ -261,20 +268,20 @@ def _network_loss(task, phase, groups, quant_state, state, images, labels, key):
     return cross_entropy(logits, labels), accuracy(logits, labels), rest
 
 
-def _penalty(task: Task, phase: Phase, groups, state: State):
+def _penalty(task: Task, phase: Phase, weight: jax.Array, groups, state: State):
     """Weighted logarithm of what the phase pays for, its metrics, the constraints' excesses, and the next prices."""
     bits = groups["precision"].bits()
     workload, excess, prices = task.workload, {}, state.prices
     operation_bits = workload.operation_bits(bits)
     if phase.penalty == "bit_operations":
         work = bit_operations(workload.step, operation_bits)
-        penalty, metrics = phase.weight * jnp.log(work), {"bit_operations": work}
+        penalty, metrics = weight * jnp.log(work), {"bit_operations": work}
     else:
         chip = task.space.chip(groups["design"])
         cost = step_cost(
             chip, workload.step, operation_bits, workload.tensor_bits(bits), state.mappings.accesses, state.prices
         )
-        penalty = phase.weight * (jnp.log(cost.energy) + jnp.log(cost.latency))
+        penalty = weight * (jnp.log(cost.energy) + jnp.log(cost.latency))
         excess = excesses(cost, {name: _MARGIN * limit for name, limit in task.budgets.items()})
         prices = next_prices(cost)
         metrics = {name: getattr(cost, name) for name in ("energy", "latency", "edp", "area", "power")}

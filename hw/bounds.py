@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hw.arithmetic import cycle_energy, partial_sum_bits, product_cycles
+from hw.arithmetic import partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
 from hw.cost import REDUCED
 from hw.operation import LOOPS, RELEVANT, Operation
@@ -91,10 +91,11 @@ def lower_bound(
     summed = jnp.prod(jnp.where(REDUCED, operation.bounds[None], 1.0), axis=1)
     sum_bits = partial_sum_bits(chip.mac, read_bits, jnp.sum(jnp.where(accumulated, summed, 0.0)))
     moved_bits = jnp.where(accumulated, jnp.minimum(bits, sum_bits), bits)
-    slots = product_cycles(chip.mac, read_bits) * density[0] * density[1]
+    work = operation.macs * density[0] * density[1]
+    cycles_per_product = product_cycles(chip.mac, read_bits)
     leaving = 1.0 - resident
 
-    mac_energy = operation.macs * slots * cycle_energy(chip.mac, chip.technology, chip.vdd, sum_bits)
+    mac_energy = work * product_energy(chip.mac, chip.technology, chip.vdd, read_bits, sum_bits)
     control = 1.0 + chip.technology["clock.energy"] + chip.technology["control.energy"]
     on_chip, dram = _least_access_energy(chip, operation, accumulated, moved_bits, leaving)
     energy = jnp.min(control * (mac_energy + on_chip) + dram)
@@ -106,7 +107,7 @@ def lower_bound(
     read = jnp.sum(jnp.where(accumulated, 0.0, least * dram_bits))
     written = jnp.sum(jnp.where(accumulated, least * dram_bits, 0.0))
     serial = moved if chip.ports[-1] == "1RW" else jnp.maximum(jnp.maximum(read, written), moved / 2.0)
-    compute_cycles = slots * jnp.maximum(operation.macs / chip.num_macs(), 1.0)
+    compute_cycles = cycles_per_product * density[0] * density[1] * jnp.maximum(operation.macs / chip.num_macs(), 1.0)
     cycles = jnp.maximum(compute_cycles, serial / chip.bits_per_cycle()[-1])
     words = jnp.maximum(jnp.sum(least), _capacity_cost(operation, capacity, least, jnp.ones_like(least)))
     return LowerBound(energy=energy, latency=cycles / chip.frequency(), cycles=cycles, dram_words=words)

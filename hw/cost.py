@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hw.accesses import Accesses, count
-from hw.arithmetic import cycle_energy, partial_sum_bits, product_cycles
+from hw.arithmetic import partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
 from hw.explain import cost_html, cost_text
 from hw.mapping import Mapping
@@ -127,9 +127,10 @@ def price(
     memory_energy = (jnp.stack([reads, writes], axis=-1) * chip.energy_per_bit()[:, None]).sum(axis=-1)
     wire_energy = (reads + drained) * chip.wire_energy_per_bit()[:, None]
     access_energy = accesses.instances[:, None] * (memory_energy + wire_energy)
-    slots = product_cycles(chip.mac, read_bits) * density[0] * density[1]
+    work = density[0] * density[1]
+    slots = product_cycles(chip.mac, read_bits) * work
     mac_cycles = accesses.macs * slots
-    mac_energy = mac_cycles * cycle_energy(chip.mac, chip.technology, chip.vdd, sum_bits)
+    mac_energy = accesses.macs * work * product_energy(chip.mac, chip.technology, chip.vdd, read_bits, sum_bits)
     on_chip = mac_energy + access_energy[:-1].sum()
     control_energy = on_chip * (chip.technology["clock.energy"] + chip.technology["control.energy"])
 

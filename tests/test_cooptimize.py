@@ -117,14 +117,16 @@ def test_a_phase_moves_its_own_groups_and_leaves_the_others_bit_for_bit(problem,
 
 
 def test_steps_compile_once(problem, measured):
-    """Also after a refresh of mappings and noise: nothing changes its shape or type."""
+    """Also after a refresh of mappings and noise, and for another weight: nothing changes its shape or type."""
     task, _, batch = problem
     states, _ = train(problem, "joint", measured, steps=2)
     state = refresh_mappings(task, states[-1], jax.random.key(1))
     state = refresh_noise(task, state, *batch, jax.random.key(1))
     step = make_step(task, PHASES["joint"], NUM_STEPS)
-    step(state, *batch, jax.random.key(2))
-    assert step._cache_size() == 1
+    dearer = make_step(task, PHASES["joint"]._replace(weight=3.0), NUM_STEPS)
+    after = [one(state, *batch, jax.random.key(2))[0] for one in (step, dearer)]
+    assert "opt_state" in changed(*after)  # the weight is heard
+    assert step.func is dearer.func and step.func._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", ["bits", pytest.param("joint", marks=pytest.mark.slow)])
