@@ -290,18 +290,29 @@ def _penalty(task: Task, phase: Phase, weight: jax.Array, groups, state: State):
     return penalty, metrics | {f"excess_{name}": value for name, value in excess.items()}, excess, prices
 
 
-def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:
-    """Search anew for candidate mappings of the chip as it stands and of its neighbours, starting from those it has."""
-    bits = state.precision.bits()
+def search_neighbours(
+    task: Task, design: Design, bits: jax.Array, prices: jax.Array, key: jax.Array, *,
+    start: mapper.Candidates | None, evaluations: int,
+) -> mapper.Candidates:  # fmt: skip
+    """Candidates for a design: the best of its own chip, and behind them the single best of each neighbour."""
+    work = task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits)
     found = [
         search_mappings(
-            chip, task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits), state.prices,
-            jax.random.fold_in(key, i), slots=task.slots, tables=task.tables, start=state.mappings,
-            evaluations=task.refresh_evaluations, num_best=task.num_candidates,
+            chip, *work, prices, jax.random.fold_in(key, i), slots=task.slots, tables=task.tables,
+            start=start, evaluations=evaluations, num_best=task.num_candidates,
         )
-        for i, chip in enumerate(task.neighbours(state.design))
+        for i, chip in enumerate(task.neighbours(design))
     ]  # fmt: skip
-    return dataclasses.replace(state, mappings=mapper.with_neighbours(found))
+    return mapper.with_neighbours(found)
+
+
+def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:
+    """Search anew for candidate mappings of the chip as it stands and of its neighbours, starting from those it has."""
+    found = search_neighbours(
+        task, state.design, state.precision.bits(), state.prices, key,
+        start=state.mappings, evaluations=task.refresh_evaluations,
+    )  # fmt: skip
+    return dataclasses.replace(state, mappings=found)
 
 
 def refresh_noise(task: Task, state: State, images: Array, labels: Array, key: jax.Array) -> State:

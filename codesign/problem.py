@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from codesign import mapper
 from codesign.config import ChipConfig, Config, PrecisionConfig, TrainConfig
-from codesign.cooptimize import State, Task
+from codesign.cooptimize import State, Task, search_neighbours
 from codesign.design import DEFAULT_VARIABLES, DesignSpace, physical_values, with_values
-from codesign.evaluation import evaluate, initial_prices, search_mappings
+from codesign.evaluation import evaluate, initial_prices
 from codesign.objective import BUDGETS
 from codesign.tracing import Workload, trace
 from hw.arithmetic import make_mac
@@ -236,13 +235,7 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
     design = task.space.initial()
     prices = initial_prices(chip, bits.dtype)
-    found = [
-        search_mappings(
-            neighbour, workload.step, workload.operation_bits(bits), workload.tensor_bits(bits), prices, key,
-            slots=task.slots, tables=task.tables, start=None, evaluations=task.evaluations, num_best=task.num_candidates,
-        )
-        for neighbour in task.neighbours(design)
-    ]  # fmt: skip
+    mappings = search_neighbours(task, design, bits, prices, key, start=None, evaluations=task.evaluations)
     state = State(
         params=params,
         rest=rest,
@@ -251,7 +244,7 @@ def make_task(config: Config, dataset: Dataset) -> tuple[Task, State]:
         design=design,
         opt_state=(),
         multipliers={name: jnp.zeros(()) for name in (*task.budgets, "noise")},
-        mappings=mapper.with_neighbours(found),
+        mappings=mappings,
         prices=prices,
         noise=no_noise(len(precision.names)),
     )
