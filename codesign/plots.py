@@ -26,7 +26,7 @@ from codesign.pareto import non_dominated
 INK, PAPER = "#1b1f25", "#fefefd"
 PALETTE = ("#ee6677", "#4477aa", "#228833", "#aa3377", "#888888", "#66ccee", "#ccbb44", "#ffaabb")
 _MARKERS = "*osDv^PX"
-_HATCHES = (None, "//", "..")  # of components beyond the palette
+_COMPONENTS = ("mac", "register", "local", "shared", "dram", "control", "vector", "leakage")
 METHODS = ("joint", "sequential", "uniform8", "float32", "random", "joint_without_bits", "joint_without_chip")
 PASSES = {"forward": "o", "input_grad": "s", "weight_grad": "^"}
 OPERANDS = {
@@ -325,14 +325,17 @@ def _label(method: str) -> str:
 
 
 def _method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method: a known one has the same in every figure, others take what is left."""
-    names = list(dict.fromkeys(methods))
-    known = {name: METHODS.index(name) for name in names if name in METHODS}
-    free = [i for i in range(len(PALETTE)) if i not in known.values()] or range(len(PALETTE))
-    rest = itertools.cycle(reversed(free))
-    places = {name: known[name] if name in known else next(rest) for name in names}
-    # The stretch before all methods has the colour of the text.
+    """Colour and marker of each method; the stretch before all methods has the colour of the text."""
+    places = _places(methods, METHODS)
     return {name: (INK if name == "pretrain" else PALETTE[i], _MARKERS[i]) for name, i in places.items()}
+
+
+def _places(names: Iterable[str], known: Sequence[str]) -> dict[str, int]:
+    """Place of each name in the palette: a known one has the same in every figure, others take what is left."""
+    wanted = list(dict.fromkeys(names))
+    fixed = {name: known.index(name) for name in wanted if name in known}
+    rest = itertools.cycle([i for i in reversed(range(len(PALETTE))) if i not in fixed.values()] or range(len(PALETTE)))
+    return {name: fixed[name] if name in fixed else next(rest) for name in wanted}
 
 
 def _prefixed(values: np.ndarray, unit: str) -> tuple[np.ndarray, str, float]:
@@ -363,12 +366,11 @@ def _scale_axis(ax: Axes, which: Literal["x", "y"], interval: ArrayLike) -> None
 
 def _stack(ax: Axes, values: np.ndarray, components: Sequence[str]) -> None:
     """Horizontal stacked bars: values (bars, components)."""
-    left = np.zeros(len(values))
+    left, places = np.zeros(len(values)), _places(components, _COMPONENTS)
     for index, name in enumerate(components):
-        color, hatch = PALETTE[index % len(PALETTE)], _HATCHES[index // len(PALETTE) % len(_HATCHES)]
         ax.barh(
-            range(len(values)), values[:, index], left=left, height=0.72, color=color, edgecolor=PAPER, linewidth=0.4,
-            hatch=hatch, label=_plain(name),
+            range(len(values)), values[:, index], left=left, height=0.72, color=PALETTE[places[name]], edgecolor=PAPER,
+            linewidth=0.4, label=_plain(name),
         )  # fmt: skip
         left = left + values[:, index]
     ax.set_ylim(len(values) - 0.4, -0.6)  # the first bar on top

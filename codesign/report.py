@@ -103,7 +103,7 @@ FIGURES = {
     "training_curves": (
         "Training",
         "What happened while training, epoch by epoch. Where a method also changes bits or chip, the lower panels show "
-        "its cost falling while the accuracy recovers.",
+        "its cost falling while the accuracy recovers; these costs have no intervals.",
     ),
     "bits_per_layer": (
         "Bits per layer",
@@ -224,7 +224,7 @@ def render(result: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> st
         operation_columns=OPERATION_COLUMNS,
         operations=result.get("operations", []),
         explanations=result.get("explanations", []),
-        chip=[labelled(key, value) for key, value in design.get("chip", {}).items() if not isinstance(value, Mapping)],
+        chip=[labelled(key, value) for key, value in _chip_quantities(design).items()],
         design=_as_yaml(design),
         config=_as_yaml(result.get("config", {})),
         notes=[str(note) for note in result.get("notes", [])],
@@ -246,6 +246,12 @@ def _against_joint(row: Mapping[str, Any], joint: float | None) -> dict[str, Any
         complete["order_holds"] = compared["holds"]
         complete["intervals"] = {**row.get("intervals", {}), "edp_ratio": compared["interval"]}
     return complete
+
+
+def _chip_quantities(design: Mapping[str, Any]) -> dict[str, Any]:
+    """What a chip is, without what it costs."""
+    chip = design.get("chip", {})
+    return {key: value for key, value in chip.items() if key not in METRICS and not isinstance(value, Mapping)}
 
 
 def labelled(key: str, value: Any) -> tuple[str, str]:

@@ -25,7 +25,8 @@ CONFIG, METRICS, DESIGN, RESULT, REPORT = "config.yaml", "metrics.jsonl", "desig
 DESIGN_FORMAT = "jax-codesign design 1"
 _DESIGN_HEADER = """\
 # A co-designed chip: what to build, the bits of every layer, how its work is mapped, what that costs.
-# Units are the last part of a key (kib, mm2, uj, ms, v, bits); keys without one are counts or ratios.
+# Units are the last part of a key (kib, mm2, uj, ms, v, bits; js is J s, and 1 uJ ms is 1e-9 J s); keys without one are
+# counts or ratios. Intervals are [low, high], see the report.
 """
 
 

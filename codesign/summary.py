@@ -209,7 +209,7 @@ def area_parts(chip: Chip) -> dict[str, float]:
         name: float(part) / MM2 for name, part in zip(chip.names, area.memories, strict=True) if float(part) > 0
     }
     return {
-        "MACs": float(area.macs) / MM2,
+        "mac": float(area.macs) / MM2,
         **memories,
         "vector": float(area.vector) / MM2,
         "control": float(area.control) / MM2,

@@ -181,5 +181,5 @@ def test_roofline_speeds_and_peaks():
 def test_area_parts_add_up_and_leave_dram_out():
     chip = make_chip()
     parts = area_parts(chip)
-    assert set(parts) == {"MACs", "register", "local", "shared", "vector", "control"}
+    assert set(parts) == {"mac", "register", "local", "shared", "vector", "control"}
     assert sum(parts.values()) == pytest.approx(float(chip.area().total) * 1e6, rel=1e-5)
