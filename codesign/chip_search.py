@@ -17,9 +17,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from codesign.enumeration import Enumerator, Found
+from codesign.enumeration import Enumerator, Found, NoMappingError
 from codesign.lagrangian import Choice, least_product
-from codesign.mapspace import Array, Counts, Limits, Nest, Price, Space
+from codesign.mapspace import Counts, Limits, Nest, Price, Space
 
 Chip = tuple[int, ...]
 """Parameters of a chip, in the order of its family."""
@@ -35,11 +35,20 @@ class Family(Protocol):
       space: mappings of the largest.
     """
 
-    parameters: tuple[str, ...]
-    low: Chip
-    high: Chip
-    is_capacity: tuple[bool, ...]
-    space: Space
+    @property
+    def parameters(self) -> tuple[str, ...]: ...
+
+    @property
+    def low(self) -> Chip: ...
+
+    @property
+    def high(self) -> Chip: ...
+
+    @property
+    def is_capacity(self) -> tuple[bool, ...]: ...
+
+    @property
+    def space(self) -> Space: ...
 
     def limits(self, low: Chip, high: Chip) -> Limits:
         """The widest of a box."""
@@ -84,7 +93,7 @@ class ChipFound(NamedTuple):
     Attributes:
       design: the best.
       bound: no chip of the family within the budget has a lower value.
-      history: one entry per box and at every improvement.
+      history: one entry whenever value or bound moved.
       evaluations: mappings and parts of mappings that were costed.
     """
 
@@ -131,21 +140,22 @@ class ChipSearch:
         self.pool: list[Found | None] = [None] * len(self.nests)
         self.on_progress = on_progress
         self.history: list[Progress] = []
-        self.evaluations = 0
+        self.evaluations = self.boxes = 0
         self.best: Design | None = None
         self._numbers = count()
 
-    def map_chip(self, low: Chip, high: Chip | None = None, deadline: float = np.inf) -> Design:
-        """The best mappings on a chip, or on the best conceivable of a box: a bound for all in it."""
-        box = self._bound(low, low if high is None else high, None, deadline)
-        return Design(box.low, box.choice, box.found)
+    def map_chip(self, chip: Chip, deadline: float = np.inf) -> tuple[Design, float]:
+        """The best mappings on one chip, and a bound on the value of all: the same, if there was time to look at all."""
+        box = self._bound(chip, chip, None, deadline)
+        choice = least_product([found.costs for found in box.found], self.counts, self.powers)
+        return Design(chip, choice, box.found), box.bound
 
     def search(
         self,
         low: Chip | None = None,
         high: Chip | None = None,
         area: float = np.inf,
-        tolerance: float = 0.01,
+        tolerance: float = 0.0,
         deadline: float = np.inf,
     ) -> ChipFound:
         """The best chip between `low` and `high` with at most this area.
@@ -153,7 +163,7 @@ class ChipSearch:
         Args:
           low, high: corners of the box to search; the family's by default.
           area: budget.
-          tolerance: stop when no chip can be better by more than this fraction.
+          tolerance: stop when no chip can be better by more than this fraction; 0 finds and proves the optimum.
           deadline: `time.process_time()` to stop at; the bound then tells how far the best may be from the optimum.
 
         Raises:
@@ -176,14 +186,17 @@ class ChipSearch:
             for part_low, part_high in self._split(box):
                 if self.family.area(part_low) > area:
                     continue
-                child = self._visit(part_low, self._clip(part_low, part_high, area), box, area)
+                try:
+                    child = self._visit(part_low, self._clip(part_low, part_high, area), box, area)
+                except NoMappingError:
+                    continue
                 if self.best is not None and child.bound * (1 + tolerance) >= self.best.choice.value:
                     floor = min(floor, child.bound)
                 else:
                     heapq.heappush(boxes, child)
             self._report(min(floor, boxes[0].bound if boxes else np.inf))
         assert self.best is not None  # the last box of a branch is one chip
-        design = self.map_chip(self.best.chip)
+        design, _ = self.map_chip(self.best.chip)
         bound = min(floor, boxes[0].bound if boxes else np.inf, design.choice.value)
         return ChipFound(design, bound, self.history, self.evaluations)
 
@@ -281,9 +294,11 @@ class ChipSearch:
         return tuple(clipped)
 
     def _report(self, bound: float) -> None:
+        self.boxes += 1
         value = np.inf if self.best is None else self.best.choice.value
-        boxes = len(self.history) + 1
-        self.history.append(Progress(self.evaluations, time.process_time(), value, bound, boxes))
+        if self.history and (value, bound) == (self.history[-1].value, self.history[-1].bound):
+            return
+        self.history.append(Progress(self.evaluations, time.process_time(), value, bound, self.boxes))
         if self.on_progress is not None:
             self.on_progress(self.history[-1])
 

@@ -149,6 +149,10 @@ class Found(NamedTuple):
         return not self.open_costs.size
 
 
+class NoMappingError(ValueError):
+    """No mapping fits; says which level, and the smallest tiles."""
+
+
 class Enumerator:
     """All mappings of one nest in a space, for any number of searches with other prices and limits.
 
@@ -196,7 +200,7 @@ class Enumerator:
           on_improvement: called with the costs (m, n) so far.
 
         Raises:
-          ValueError: no mapping fits.
+          NoMappingError: none fits.
         """
         limits = Limits(self.space.capacity, self.space.fanout) if limits is None else limits
         return _Search(self, price, limits, on_improvement).run(known, deadline)
@@ -214,6 +218,10 @@ class Enumerator:
                     indices = [i[k] for (i, _), k in zip(tables, kept, strict=True)]
                     counts = [c[:, k] for (_, c), k in zip(tables, kept, strict=True)]
                     each.append(_Branch(number, indices, counts))
+            if not each:
+                raise NoMappingError(
+                    "expected a mapping that fits, got none: a loop has nowhere to run; enlarge a fan-out"
+                )
             least = np.concatenate([branch.least_above()[0] for branch in each], axis=1)
             alone = [branch.alone() for branch in each]
             ends = np.cumsum([a.shape[1] for a in alone])
@@ -284,10 +292,21 @@ class _Search:
         while open_ and (self.front is None or time.process_time() < deadline):
             self._complete(open_.pop(0)[1])
         if self.front is None:
-            raise ValueError("expected a mapping that fits the limits, got none; enlarge a capacity")
+            raise NoMappingError(self._reason(branches.least))
         left = [bound for bound, _ in open_ if not self.front.covers(bound)[0]]
         open_costs = np.concatenate(left, axis=1) if left else np.empty((len(self.front.costs), 0))
         return Found(self.front.costs, self.front.counts, self.front.origin, open_costs, self.evaluations)
+
+    def _reason(self, least: Array) -> str:
+        counts, space = self.enumerator.counts(least), self.enumerator.space
+        for l, widths in space.limited.items():
+            smallest = float(np.min(sum(width * counts.tile(l, o) for o, width in widths)))
+            if smallest > self.limits.capacity[l]:
+                return (
+                    f"expected a mapping that fits, got none: level {l} holds {self.limits.capacity[l]:g} and the smallest "
+                    f"tiles take {smallest:g}; enlarge it"
+                )
+        return "expected a mapping that fits, got none: no tiles fit all levels at once; enlarge one, or a fan-out"
 
     def _add(self, values: Array, origin: NDArray[np.intp]) -> None:
         fits = self._fits(values)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hw.accesses import Accesses
 from hw.operation import LOOPS, OPERANDS, RELEVANT
 
 Array = NDArray[np.float64]
@@ -106,6 +107,28 @@ class Counts:
 
     def __init__(self, rows: dict[Row, int], values: Array, accumulated: int):
         self._rows, self._values, self._accumulated = rows, values, accumulated
+
+    @classmethod
+    def of(cls, accesses: Accesses, nest: Nest, space: Space) -> Counts:
+        """Counts of mappings that `hw.accesses.count` has counted: fields with a leading axis, in numpy."""
+        fields = {name: np.moveaxis(np.asarray(value, float), 0, -1) for name, value in vars(accesses).items()}
+        instances = fields["instances"]
+        rows, values = make_rows(nest, space), []
+        for kind, l, o in rows:
+            if kind == "cycles":
+                values.append(fields["compute_cycles"])
+            elif kind == "share":
+                values.append(1.0 / instances[l])
+            elif kind == "fan":
+                values.append(fields["fanout"][l, o])
+            elif kind == "tile":
+                values.append(fields["footprint"][l, o])
+            else:  # the words that come for the first time are those that need no read and no fill
+                asked, accumulated = kind.startswith("asked"), o == nest.accumulated
+                again = fields["reads" if asked else "fills"][l, o]
+                moved = fields["updates" if asked else "entering"][l, o] if accumulated else again
+                values.append(moved / (moved - again) if kind.endswith("visits") else moved * instances[l])
+        return cls(rows, np.stack(values), nest.accumulated)
 
     def _row(self, kind: str, level: int = 0, operand: int = 0) -> Array | None:
         index = self._rows.get(Row(kind, level, operand))

@@ -35,6 +35,16 @@ DEFAULT = (16, 128, 32)
 """MACs per side, KiB of scratchpad, KiB of accumulator."""
 
 
+def accumulator_pj(kib: float, columns: float) -> float:
+    """Picojoules of one access of a word."""
+    return ACCUMULATOR_PJ[0] + ACCUMULATOR_PJ[1] * kib / columns
+
+
+def scratchpad_pj(kib: float) -> float:
+    """Picojoules of one access of a word."""
+    return SCRATCHPAD_PJ[0] + SCRATCHPAD_PJ[1] * kib
+
+
 @dataclass(frozen=True)
 class Gemmini:
     """The family of `codesign.chip_search.Family`: side of the array, scratchpad and accumulator in KiB, whole numbers.
@@ -77,8 +87,8 @@ class Gemmini:
         """Energy in microjoules and latency in cycles, at the lowest of a box."""
         per_access = (
             REGISTER_PJ,
-            ACCUMULATOR_PJ[0] + ACCUMULATOR_PJ[1] * low[ACCUMULATOR] / high[PE],
-            SCRATCHPAD_PJ[0] + SCRATCHPAD_PJ[1] * low[SCRATCHPAD],
+            accumulator_pj(low[ACCUMULATOR], high[PE]),
+            scratchpad_pj(low[SCRATCHPAD]),
             DRAM_PJ,
         )
         mac_energy = MAC_PJ * nest.macs

@@ -297,6 +297,6 @@ def test_what_cannot_be_searched_is_refused():
     price, _ = make_price(space)
     with pytest.raises(ValueError, match="transposed"):
         Enumerator(make_nest(make_operation(P=4, R=3, pass_="input_grad")), space)
-    space.capacity[0] = 0
-    with pytest.raises(ValueError, match="expected a mapping that fits"):
+    space.capacity[2] = 1
+    with pytest.raises(ValueError, match="level 2 holds 1 and the smallest tiles take 2"):
         Enumerator(make_nest(make_operation(K=4, C=4)), space).search(price)

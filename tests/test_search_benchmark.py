@@ -1,0 +1,157 @@
+"""The benchmark: its accelerator against a worked example and the shared reference, its program end to end."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from codesign.enumeration import Enumerator
+from codesign.mapspace import Nest
+from experiments.gemmini import DEFAULT, WORKLOADS, Gemmini, read_workload
+from experiments.search_benchmark import Effort, main, random_chips, random_search, run
+from hw.accesses import count
+from hw.mapping import make_mapping
+from hw.operation import LOOPS, make_operation
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "workloads.json"
+NETWORKS = ("resnet50", "bert", "unet", "retinanet")
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="no ../shared/reference beside the repository")
+def test_layers_and_constants_are_those_of_the_reference():
+    reference = json.loads(REFERENCE.read_text())
+    for name in NETWORKS:
+        assert read_workload(WORKLOADS, name) == read_workload(REFERENCE, name)
+        workload = read_workload(WORKLOADS, name)
+        total = sum(n * nest.macs for n, nest in zip(workload.counts, workload.nests, strict=True))
+        assert total == reference["workloads"][name]["total_macs"]
+    ranges, family = reference["hardware"]["random_start_hw"], Gemmini()
+    assert (ranges["pe_dim"][0], ranges["pe_dim"][-1]) == (family.low[0], family.high[0])
+    assert ranges["sp_KB"] == ranges["acc_KB"] == "2^0..2^11" and family.high[1:] == (2**11, 2**11)
+    assert tuple(reference["hardware"]["default_gemmini_hw"].values()) == DEFAULT
+
+
+def test_the_area_of_the_default_chip():
+    assert Gemmini().area(DEFAULT) == pytest.approx(0.636, abs=5e-4)
+
+
+def test_a_worked_example():
+    """4 x 8 x 6 products (P, K, C) on the default chip, all of C and K in space, all of P at the accumulator.
+
+    Weights: 48 words, one in each of 48 MACs, filled once and read 4 times: 48 + 192 at the registers, 48 reads and 48
+    fills at the scratchpad, 48 reads at DRAM. Inputs: 24 words; each is read once, for all 8 columns: 24 + 24 at the
+    scratchpad, 24 at DRAM. Outputs: 32 sums of 6 products added up in space: 32 updates at the accumulators, no reads, no
+    fills; 32 updates at DRAM. Cycles: DRAM moves 48 + 24 + 32 words at 8 a cycle = 13, more than any other.
+    """
+    nest = Nest((1, 1, 8, 6, 4, 1, 1, 1), (1, 1), (1, 1))
+    family = Gemmini()
+    picojoules = 192 * 0.5608 + 240 * 0.48746172 + 32 * (1.94 + 0.1005 * 32 / 16)
+    picojoules += (96 + 48) * (0.49 + 0.02513 * 128) + 104 * 100.0
+    found = Enumerator(nest, family.space).search(family.price(DEFAULT, DEFAULT, nest), family.limits(DEFAULT, DEFAULT))
+    assert found.costs.shape == (2, 1)
+    np.testing.assert_allclose(found.costs[:, 0], [1e-6 * picojoules, 13.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_beside_the_published_random_search(name):
+    """The optimum lies below the best of 10 000 random mappings a layer that DOSA's repository states for this chip."""
+    from codesign.chip_search import ChipSearch
+
+    published = {
+        "resnet50": 250199353098.03815,
+        "bert": 9085864499.35872,
+        "retinanet": 146460188214.4036,
+        "unet": 252173694896890.3,
+    }[name]
+    workload = read_workload(WORKLOADS, name)
+    design, bound = ChipSearch(Gemmini(), workload.nests, workload.counts).map_chip(DEFAULT)
+    assert bound == design.choice.value
+    assert published / 2 < design.choice.value < published
+
+
+def test_timeloop_inputs_say_what_was_searched(tmp_path, x64):
+    """Every layer's file read again, its mapping counted by `hw.accesses.count` and priced with its own energies."""
+    answer = run("bert", ["fixed"], Effort(draws=20, chips=1, seeds=1), WORKLOADS, tmp_path)["fixed"]
+    workload, energy, cycles = read_workload(WORKLOADS, "bert"), 0.0, 0.0
+    files = sorted((tmp_path / "bert" / "fixed").glob("*.yaml"))
+    assert len(files) == len(workload.nests) and (tmp_path / "bert.png").stat().st_size > 1000
+    for path, times in zip(files, workload.counts, strict=True):
+        joules, latency = score(yaml.safe_load(path.read_text()))
+        energy, cycles = energy + times * joules, cycles + times * latency
+    assert (energy, cycles) == (pytest.approx(1e6 * answer.energy_uj), pytest.approx(answer.cycles))
+
+
+def score(content):
+    """Picojoules and cycles of one file, read as Timeloop reads it."""
+    storage = content["arch"]["storage"]
+    names = [level["name"] for level in storage]
+    temporal, spatial = np.ones((4, 8)), np.ones((4, 2, 8))
+    order, keep = np.tile(np.arange(8), (4, 1)), np.ones((4, 3))
+    for entry in content["mapping"]:
+        l = names.index(entry["target"])
+        if entry["type"] == "bypass":
+            keep[l] = [name in entry["keep"] for name in ("Weights", "Inputs", "Outputs")]
+            continue
+        factors = {d: int(n) for d, n in (part.split("=") for part in entry["factors"].split())}
+        for d, factor in factors.items():
+            if entry["type"] == "temporal":
+                temporal[l, LOOPS.index(d)] = factor
+            else:
+                axis = int(entry["permutation"].index(d) >= entry["split"])
+                spatial[l, axis, LOOPS.index(d)] = factor
+        if entry["type"] == "temporal":
+            inner_first = [LOOPS.index(d) for d in entry["permutation"]]
+            order[l] = np.argsort([*inner_first, LOOPS.index("G")])
+    instance = content["problem"]["instance"]
+    sizes = {d: instance[d] for d in "RSPQCKN"}
+    operation = make_operation(**sizes, stride=(instance["Wstride"], instance["Hstride"]))
+    accesses = count(operation, make_mapping(operation, temporal, spatial, order, keep))
+    words = np.asarray((accesses.reads + accesses.fills + accesses.updates).sum(axis=1))
+    instances, footprint = np.asarray(accesses.instances), np.asarray(accesses.footprint.sum(axis=1))
+    assert all(f <= level.get("entries", np.inf) for f, level in zip(footprint, storage, strict=True))
+    assert all(n <= level["instances"] for n, level in zip(instances, storage, strict=True))
+    picojoules = float(accesses.macs) * content["arch"]["arithmetic"]["energy"]
+    picojoules += sum(
+        w * n * level["vector_access_energy"] for w, n, level in zip(words, instances, storage, strict=True)
+    )
+    ports = [w / level["shared_bandwidth"] for w, level in zip(words, storage, strict=True)]
+    return picojoules, max(float(jnp.max(accesses.compute_cycles)), *ports)
+
+
+def test_random_chips_are_within_the_area():
+    family, rng = Gemmini(), np.random.default_rng(0)
+    assert random_chips("fixed", 3, rng) == [DEFAULT]
+    chips = random_chips("equal_area", 40, rng)
+    assert len(chips) == 40 and all(family.area(chip) <= family.area(DEFAULT) for chip in chips)
+    drawn = np.array(random_chips("free", 400, rng))
+    assert drawn.min(axis=0).tolist() == list(family.low) and drawn.max(axis=0).tolist() == list(family.high)
+
+
+def test_random_search_improves_with_draws_and_repeats_with_its_seed():
+    workload, effort = read_workload(WORKLOADS, "bert"), Effort(draws=50, chips=1)
+    first = random_search(workload, "fixed", effort, 3, widest=False)
+    assert (np.diff(first) <= 0).all() and first[-1] < first[0]
+    np.testing.assert_array_equal(first, random_search(workload, "fixed", effort, 3, widest=False))
+
+
+def test_the_program_prints_one_object(tmp_path, capsys):
+    main(quick=True, out=tmp_path, as_json=True)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["bert"]
+    assert set(result) == {"fixed", "equal_area", "free"}
+    assert result["fixed"]["proven"] and result["fixed"]["edp_over_bound"] == pytest.approx(1.0)
+    assert result["free"]["edp"] < result["equal_area"]["edp"] < result["fixed"]["edp"]
+    assert result["equal_area"]["area_mm2"] <= result["fixed"]["area_mm2"]
+    for answer in result.values():
+        assert answer["edp"] == pytest.approx(answer["energy_uj"] * answer["cycles"])
+        assert min(answer["random_edp"]) > answer["edp"] and answer["convergence"]
+
+
+def test_bad_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="give --workloads"):
+        read_workload(tmp_path / "none.json", "bert")
+    (tmp_path / "broken.json").write_text('{"workloads": {"bert": {"layers": [{"K": 3}]}}}')
+    with pytest.raises(ValueError, match="expected layers of bert"):
+        read_workload(tmp_path / "broken.json", "bert")
