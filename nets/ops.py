@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from nets import fixed_point, rounding
 from nets.dynamic_fixed_point import POINTS
+from nets.formats import Format
+from nets.formats import quantise as quantise_in
 from nets.jaxpr import Product
 from nets.multipliers import by_role, multiply, multiply_levels
 from nets.rules import LayerRule
@@ -111,7 +113,8 @@ def quantised_product(
       ValueError: when differentiated, if errors are to be rounded stochastically without a seed.
     """
     product = spec.product
-    q_weights, q_inputs = map(_quantise, by_role(product, lhs, rhs), formats.step, formats.top, spec.signed)
+    operands = by_role(product, lhs, rhs)
+    q_weights, q_inputs = map(_quantise, operands, formats.step, formats.top, spec.signed, spec.rule.formats[:2])
     return _forward(spec, q_weights, q_inputs, formats.step).astype(product.dtype)
 
 
@@ -126,9 +129,8 @@ def _product_bwd(spec, residuals, error):
     product = spec.product
     if isinstance(kept, _Kept):
         kept, error = when_needed(kept, error)
-    q_weights, pull_weights = jax.vjp(
-        partial(_quantise, signed=spec.signed[0]), weights, formats.step[0], formats.top[0]
-    )
+    quantise = partial(_quantise, signed=spec.signed[0], number_format=spec.rule.formats[0])
+    q_weights, pull_weights = jax.vjp(quantise, weights, formats.step[0], formats.top[0])
     q_inputs, pull_inputs = _restored_inputs(spec, kept, formats.step[1], formats.top[1])
     like_inputs = jax.ShapeDtypeStruct(by_role(product, product.lhs_shape, product.rhs_shape)[1], q_weights.dtype)
     error = error.astype(q_weights.dtype)
@@ -157,9 +159,14 @@ def _product_bwd(spec, residuals, error):
 quantised_product.defvjp(_product_fwd, _product_bwd)
 
 
-def _quantise(x: jax.Array, step: jax.Array, top: jax.Array, signed: bool) -> jax.Array:
+def _quantise(
+    x: jax.Array, step: jax.Array, top: jax.Array, signed: bool, number_format: Format | None = None
+) -> jax.Array:
     """An operand in its format, in float32 or wider."""
-    return fixed_point.quantise(x.astype(rounding.float32_or_wider(x.dtype)), step, top, signed)
+    x = x.astype(rounding.float32_or_wider(x.dtype))
+    if number_format is None:
+        return fixed_point.quantise(x, step, top, signed)
+    return quantise_in(x, top, number_format)
 
 
 @jax.tree_util.register_dataclass
@@ -180,7 +187,7 @@ def _kept_inputs(spec: Spec, x: jax.Array, step: jax.Array, top: jax.Array) -> A
     if saved is None or spec.frozen:
         return _Kept(Absent.like(x), pack(inside, 1))
     try:
-        values = encode(_quantise(x, step, top, spec.signed[1]), saved)
+        values = encode(_quantise(x, step, top, spec.signed[1], spec.rule.formats[1]), saved)
     except ValueError as error:
         raise ValueError(f"{error} (in what is saved of the inputs of {spec.product.name})") from error
     return _Kept(dataclasses.replace(values, dtype=x.dtype), pack(inside, 1))
@@ -189,7 +196,8 @@ def _kept_inputs(spec: Spec, x: jax.Array, step: jax.Array, top: jax.Array) -> A
 def _restored_inputs(spec: Spec, kept: Any, step: jax.Array, top: jax.Array) -> tuple[jax.Array | None, Callable]:
     """Quantised inputs for weight_grad, None if there is none, and the pullback of their quantisation."""
     if not isinstance(kept, _Kept):
-        return jax.vjp(partial(_quantise, signed=spec.signed[1]), kept, step, top)
+        quantise = partial(_quantise, signed=spec.signed[1], number_format=spec.rule.formats[1])
+        return jax.vjp(quantise, kept, step, top)
 
     def pull(g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         inside = unpack(kept.inside, kept.values.shape) == 1
@@ -211,7 +219,14 @@ def _forward(spec: Spec, weights: jax.Array, inputs: jax.Array, step: jax.Array)
     # Exact: steps are powers of two.
     step = step.astype(weights.dtype)
     weights, inputs, scale = weights * (1.0 / step[0]), inputs * (1.0 / step[1]), step[0] * step[1]
-    return multiply_levels(spec.rule.multiplier, spec.product, spec.rule.bits[:2], spec.signed, weights, inputs, scale)
+    return multiply_levels(
+        spec.rule.multiplier, spec.product, integer_bits(spec.rule), spec.signed, weights, inputs, scale
+    )
+
+
+def integer_bits(rule: LayerRule) -> tuple[int, int]:
+    """Widths of weights and inputs of a rule without named formats for them."""
+    return int(rule.bits[0]), int(rule.bits[1])
 
 
 def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> None:
@@ -230,6 +245,16 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
     if rule.learn and (rule.multiplier or rule.laps):
         mechanism = "a multiplier of integers" if rule.multiplier else "a precision controller"
         raise ValueError(f"expected given widths for {mechanism}, got learned ones; set learn=False")
+    if (rule.laps and any(rule.formats)) or (rule.multiplier and any(rule.formats[:2])):
+        raise ValueError(
+            "expected operands in bits for a multiplier of integers, and all widths in bits for a controller, got a "
+            "named format; give bits, or drop the mechanism"
+        )
+    operands = by_role(product, product.lhs_shape, product.rhs_shape)
+    for shape, number_format in zip((*operands, product.out_shape, product.out_shape), rule.formats, strict=True):
+        if number_format is not None:
+            rounded = partial(quantise_in, number_format=number_format)
+            jax.eval_shape(rounded, jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32))
     if rule.laps:
         rule.laps.check()
         if rule.multiplier or (rule.saved and rule.laps.metric == "error"):
@@ -239,7 +264,7 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
             )
     if rule.multiplier:
         values = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (product.lhs_shape, product.rhs_shape)]
-        multiplied = partial(multiply_levels, rule.multiplier, product, rule.bits[:2], signed)
+        multiplied = partial(multiply_levels, rule.multiplier, product, integer_bits(rule), signed)
         jax.eval_shape(multiplied, *by_role(product, *values), jax.ShapeDtypeStruct((), jnp.float32))
 
 
@@ -253,9 +278,12 @@ def _quantise_errors(spec: Spec, error: jax.Array, formats: Formats, seed: jax.A
                 "with stochastic=False"
             )
         words = rounding.GENERATORS[spec.generator](seed, error.shape)
+    step, limit, top = (x.astype(error.dtype) for x in (formats.error_step, formats.error_limit, formats.error_range))
     return [
-        fixed_point.quantise_error(error, step.astype(error.dtype), limit.astype(error.dtype), words)
-        for step, limit in zip(formats.error_step, formats.error_limit, strict=True)
+        fixed_point.quantise_error(error, step[i], limit[i], words)
+        if number_format is None
+        else quantise_in(error, top[i], number_format, words)
+        for i, number_format in enumerate(spec.rule.formats[2:])
     ]
 
 

@@ -111,7 +111,10 @@ class Precision:
         held = self._held()
         signed = jnp.array(self.signed, held.log2_step.dtype)
         operand_bits = fixed_point.num_bits(held.log2_step, held.log2_range, signed)
-        return jnp.concatenate([operand_bits, fixed_point.num_error_bits(held.error_bits)], axis=1)
+        bits = jnp.concatenate([operand_bits, fixed_point.num_error_bits(held.error_bits)], axis=1)
+        if not np.any(self._named()):
+            return bits
+        return jnp.where(self._named(), jnp.array([rule.bits for rule in self.rules], bits.dtype), bits)
 
     def formats(self, quant_state: QuantState, key: jax.Array | None = None) -> Formats:
         """Number formats of all products, fields with a leading axis P.
@@ -140,7 +143,7 @@ class Precision:
     def clamped(self, min_bits: float, max_bits: float) -> "Precision":
         """The nearest formats of at least `min_bits` and at most `max_bits`: a projection after an optimiser's step.
 
-        Ranges stay, steps move; rows of float32 stay.
+        Ranges stay, steps move; float32 and named formats stay.
 
         Args:
           min_bits, max_bits: whole numbers, 2 <= min_bits <= max_bits <= 24.
@@ -153,8 +156,9 @@ class Precision:
         # The limit, a rounded number of steps, has `bits - signed` binary digits.
         finest = jnp.ceil(self.log2_range - jnp.log2(2.0 ** (max_bits - signed) - 0.5))
         coarsest = jnp.floor(self.log2_range - jnp.log2(2.0 ** (min_bits - signed - 1.0) - 0.5))
-        fits = ((bits >= min_bits) & (bits <= max_bits)) | (bits == FLOAT_BITS)
-        is_float = self.error_bits > SIGNIFICAND_BITS
+        named = self._named()
+        fits = ((bits >= min_bits) & (bits <= max_bits)) | (bits == FLOAT_BITS) | named[:, :2]
+        is_float = (self.error_bits > SIGNIFICAND_BITS) | named[:, 2:]
         return dataclasses.replace(
             self,
             log2_step=jnp.where(fits, self.log2_step, jnp.clip(self.log2_step, finest, coarsest)),
@@ -168,6 +172,11 @@ class Precision:
     def trains(self, row: int) -> tuple[bool, bool]:
         """Whether the formats of weights and inputs of a product are trained at present."""
         return (False, False) if self.frozen else self.learned[row]
+
+    def _named(self) -> np.ndarray:
+        """Which operands and errors have a named format instead of fixed point, shape (P, 4)."""
+        rows = [[x is not None for x in self.rule(row).formats] for row in range(len(self.names))]
+        return np.array(rows)
 
     def _held(self) -> "Precision":
         """Without gradients of what is not trained."""
@@ -193,7 +202,7 @@ def freeze(precision: Precision) -> Precision:
     bits = precision.bits()
     log2_step = jnp.round(precision.log2_step)
     levels = 2.0 ** (bits[:, :2] - jnp.array(precision.signed, bits.dtype)) - 1.0
-    is_float = bits[:, :2] == FLOAT_BITS
+    is_float = (bits[:, :2] == FLOAT_BITS) | precision._named()[:, :2]
     return dataclasses.replace(
         precision,
         log2_step=log2_step,
@@ -239,7 +248,8 @@ def init_precision(
             "expected a function with a convolution or matrix product, got none; there is nothing to quantise"
         )
     assigned = rules.assign([product.name for product in products])
-    bits = jnp.array([rule.bits for rule in assigned], float)
+    # Named formats only take their range from the batch: that of the widest fixed-point numbers.
+    bits = jnp.array([_calibrated_bits(rule) for rule in assigned], float)
     found = calibrate(fn, loss, products, bits, params, *args)
     for product, peaks in zip(products, np.asarray(found.peak), strict=True):
         if not np.all(np.isfinite(peaks)):
@@ -270,4 +280,10 @@ def init_precision(
 
 def _learned(rule: LayerRule, product: Product) -> tuple[bool, bool]:
     """Whether formats of weights and inputs are trained."""
-    return rule.learn, rule.learn and product.needs_input_grad and rule.saved is None
+    weights, inputs, *_ = (rule.learn and named is None for named in rule.formats)
+    return weights, inputs and product.needs_input_grad and rule.saved is None
+
+
+def _calibrated_bits(rule: LayerRule) -> list[float]:
+    """Widths to calibrate fixed-point numbers for."""
+    return [bits if named is None else SIGNIFICAND_BITS for bits, named in zip(rule.bits, rule.formats, strict=True)]

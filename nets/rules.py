@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nets.fixed_point import FLOAT_BITS, SIGNIFICAND_BITS
+from nets.formats import Format, find_format
 from nets.multipliers import Multiplier
 from nets.saved_activations import LocalFormat
 
@@ -54,8 +55,9 @@ class LayerRule:
     """Bits that a layer starts with, 2 to 24, or 32 for float32, and the mechanisms it trains with.
 
     Attributes:
-      weights, inputs: widths of the operands of its products.
-      input_grad, weight_grad: widths of the error in the two backward passes.
+      weights, inputs: widths of the operands of its products, or names of other formats (`nets.formats.FORMATS`), such
+        as "fp8_e4m3", which are not trained.
+      input_grad, weight_grad: likewise of the error in the two backward passes.
       learn: whether these widths are trained.
       masks: whether ReLUs and max poolings after it keep packed masks for their backward pass.
       saved: how its inputs are kept for weight_grad, and its outputs for the normalisation or activation after it;
@@ -71,10 +73,10 @@ class LayerRule:
         `nets.laps.step_laps`, runs in the training step.
     """
 
-    weights: int = 8
-    inputs: int = 8
-    input_grad: int = 8
-    weight_grad: int = 8
+    weights: int | str = 8
+    inputs: int | str = 8
+    input_grad: int | str = 8
+    weight_grad: int | str = 8
     learn: bool = True
     masks: bool = field(default=False, kw_only=True)
     saved: LocalFormat | None = field(default=None, kw_only=True)
@@ -84,8 +86,19 @@ class LayerRule:
     laps: Laps | None = field(default=None, kw_only=True)
 
     @property
-    def bits(self) -> tuple[int, int, int, int]:
+    def formats(self) -> tuple[Format | None, Format | None, Format | None, Format | None]:
+        """Named formats of weights, inputs, and errors in input_grad and weight_grad; None for fixed point."""
+        weights, inputs, *errors = (find_format(x) if isinstance(x, str) else None for x in self._operands)
+        return weights, inputs, errors[0], errors[1]
+
+    @property
+    def bits(self) -> tuple[float, float, float, float]:
         """Widths of weights, inputs, and errors in input_grad and weight_grad."""
+        weights, inputs, *errors = (find_format(x).width if isinstance(x, str) else x for x in self._operands)
+        return weights, inputs, errors[0], errors[1]
+
+    @property
+    def _operands(self) -> tuple[int | str, int | str, int | str, int | str]:
         return self.weights, self.inputs, self.input_grad, self.weight_grad
 
 
@@ -118,10 +131,11 @@ class PrecisionRules:
           One rule per name.
 
         Raises:
-          ValueError: if a rule has an impossible width, or applies to no layer.
+          ValueError: if a rule has an impossible width or an unknown format, or applies to no layer.
         """
         for pattern, rule in self.rules.items():
-            if any(not (2 <= bits <= SIGNIFICAND_BITS or bits == FLOAT_BITS) for bits in rule.bits):
+            fixed = [bits for bits, named in zip(rule.bits, rule.formats, strict=True) if named is None]
+            if any(not (2 <= bits <= SIGNIFICAND_BITS or bits == FLOAT_BITS) for bits in fixed):
                 raise ValueError(
                     f"expected 2 to {SIGNIFICAND_BITS} bits, or {FLOAT_BITS} for float32, got {rule.bits} in the rule "
                     f"{pattern!r}; change that rule"

@@ -235,18 +235,18 @@ def encode(x: jax.Array, local_format: LocalFormat) -> Saved:
       ValueError: if the region does not divide `x`.
     """
     levels = 2.0 ** (local_format.bits - 1) - 1.0
-    tiles, axes = _tiles(x.astype(jnp.float32), local_format.region)
-    peak = jnp.max(jnp.abs(tiles), axis=axes, keepdims=True)
+    regions, axes = tiles(x.astype(jnp.float32), local_format.region)
+    peak = jnp.max(jnp.abs(regions), axis=axes, keepdims=True)
     if local_format.scale == "linear":
         scales = peak / levels
         # An all-zero region divides by 1.
-        ratio = tiles / jnp.where(scales > 0.0, scales, jnp.ones_like(scales))
+        ratio = regions / jnp.where(scales > 0.0, scales, jnp.ones_like(scales))
     else:
         mantissa, exponent = jnp.frexp(peak / levels)
         # A power of two itself has the mantissa 1/2. Two bits of margin keep the step a normal float.
         exponent = jnp.clip(exponent - (mantissa == 0.5).astype(exponent.dtype), -124, 124)
         scales = exponent.astype(jnp.int8)
-        ratio = tiles * fixed_point.power_of_two(-exponent.astype(jnp.float32))
+        ratio = regions * fixed_point.power_of_two(-exponent.astype(jnp.float32))
     level = jnp.clip(jnp.round(ratio), -levels, levels) + levels
     words = pack(level.reshape(x.shape).astype(jnp.uint32), local_format.bits)
     return Saved(words, jnp.squeeze(scales, axes), x.shape, x.dtype, local_format)
@@ -262,11 +262,11 @@ def decode(saved: Saved) -> jax.Array:
       Multiples of each region's scale, next to what was encoded.
     """
     levels = 2.0 ** (saved.local_format.bits - 1) - 1.0
-    tiles, axes = _tiles(unpack(saved.words, saved.shape).astype(jnp.float32) - levels, saved.local_format.region)
+    regions, axes = tiles(unpack(saved.words, saved.shape).astype(jnp.float32) - levels, saved.local_format.region)
     scales = saved.scales
     if saved.local_format.scale == "power_of_two":
         scales = fixed_point.power_of_two(scales.astype(jnp.float32))
-    return (tiles * jnp.expand_dims(scales, axes)).reshape(saved.shape).astype(saved.dtype)
+    return (regions * jnp.expand_dims(scales, axes)).reshape(saved.shape).astype(saved.dtype)
 
 
 def saved_bytes(shape: tuple[int, ...], local_format: LocalFormat) -> int:
@@ -375,8 +375,19 @@ def _place_bits(window: tuple[int, ...]) -> int:
     return max(1, (math.prod(window) - 1).bit_length())
 
 
-def _tiles(x: jax.Array, region: int | tuple[int, ...]) -> tuple[jax.Array, tuple[int, ...]]:
-    """`x` with its regions as axes of their own, and which axes those are."""
+def tiles(x: jax.Array, region: int | tuple[int, ...]) -> tuple[jax.Array, tuple[int, ...]]:
+    """An array with its regions as axes of their own.
+
+    Args:
+      x: the array.
+      region: as in `LocalFormat`.
+
+    Returns:
+      The array reshaped, and its axes that lie within a region.
+
+    Raises:
+      ValueError: if the region does not divide `x`.
+    """
     if isinstance(region, int):
         if x.size % region:
             raise ValueError(
