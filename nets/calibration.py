@@ -51,7 +51,7 @@ def calibrate(
 
     @jax.jit
     def run(bits: jax.Array, params: Any, *args: Any) -> Calibration:
-        operands, errors = _operands_and_errors(fn, loss, products, params, *args)
+        operands, errors = operands_and_errors(fn, loss, products, params, *args)
         fits = [
             _fit(x, bits[row, i], is_parameter=i == 0 and products[row].param_path is not None)
             for row, pair in enumerate(operands)
@@ -66,10 +66,17 @@ def calibrate(
     return run(bits, params, *args)
 
 
-def _operands_and_errors(
+def operands_and_errors(
     fn: Callable, loss: Callable | None, products: tuple[Product, ...], params: Any, *args: Any
 ) -> tuple[list[tuple[jax.Array, jax.Array]], list[jax.Array]]:
-    """(weights, inputs) and the gradient with respect to its result, of every product."""
+    """Tensors of one forward and backward pass, not quantised.
+
+    Args:
+      fn, loss, products, params, args: as for `calibrate`.
+
+    Returns:
+      (weights, inputs) of every product, and its error, the gradient with respect to its result.
+    """
 
     def forward(probes: list[jax.Array]) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
         operands = []

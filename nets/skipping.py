@@ -8,13 +8,18 @@ Source: in-out skipping as published for HNPU (D. Han et al., JSSC 2021).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nets.jaxpr import Equation, Program, Value, flatten, interpret, is_relu
-from nets.precision import QuantState
+from nets import fixed_point
+from nets.bitslice import MAX_BITS, make_slicing, nonzero_slices
+from nets.calibration import operands_and_errors
+from nets.jaxpr import Equation, Program, Value, find_products, flatten, interpret, is_relu
+from nets.precision import Precision, QuantState
 
 _PASSES_MASKS_ON = ("reshape", "reduce_window_max", "transpose", "squeeze", "copy", "convert_element_type")
 
@@ -66,6 +71,52 @@ def pass_densities(quant_state: QuantState, mask_density: jax.Array) -> jax.Arra
     ones = jnp.ones_like(inputs)
     pairs = [(ones, inputs), (mask_density.astype(inputs.dtype), input_error), (inputs, weight_error)]
     return jnp.stack([jnp.stack(pair, axis=-1) for pair in pairs], axis=1)
+
+
+def slice_densities(
+    fn: Callable,
+    loss: Callable,
+    precision: Precision,
+    quant_state: QuantState,
+    params: Any,
+    *args: Any,
+    width: int = 4,
+    style: str = "signed",
+    lanes: int = 1,
+) -> jax.Array:
+    """Shares of slices that are not zero, counted exactly on one batch, in the formats of a precision.
+
+    The tensors are those of the function without quantisation, each rounded to nearest in its format.
+
+    Args:
+      fn: function of `(params, *args)`, as for `quantize`.
+      loss: maps its result to a scalar.
+      precision, quant_state: formats; operands in fixed point of at most 16 bits are counted.
+      params, args: arrays to measure on.
+      width, style, lanes: of the slices, see `bitslice`; lanes are neighbours along the last axis.
+
+    Returns:
+      Shape (P, 4), of weights, inputs, and errors in input_grad and weight_grad; NaN for other formats.
+    """
+    products = find_products(fn, params, *args)
+    operands, errors = jax.jit(partial(operands_and_errors, fn, loss, products))(params, *args)
+    bits, formats = np.asarray(precision.bits()), precision.formats(quant_state)
+    densities = np.full(bits.shape, np.nan)
+    for row, column in np.ndindex(*bits.shape):
+        if precision.rule(row).formats[column] is not None or bits[row, column] > MAX_BITS:
+            continue
+        if column < 2:
+            x, has_sign = operands[row][column], precision.signed[row][column]
+            step = formats.step[row, column]
+            x = fixed_point.quantise(x, step, formats.top[row, column], has_sign)
+        else:
+            x, has_sign, step = errors[row], True, formats.error_step[row, column - 2]
+            x = fixed_point.quantise_error(x, step, formats.error_limit[row, column - 2], None)
+        num_bits = int(bits[row, column])
+        slicing = make_slicing(num_bits, min(width, num_bits), style, has_sign)
+        groups = x.size // x.shape[-1] * -(-x.shape[-1] // lanes) * slicing.num_slices
+        densities[row, column] = np.asarray(nonzero_slices(x / step, slicing, lanes)).sum() / groups
+    return jnp.array(densities)
 
 
 def _masked_products(program: Program) -> list[bool]:

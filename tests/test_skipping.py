@@ -49,3 +49,26 @@ def test_shares_by_hand_and_that_masked_outputs_are_zero_anyway():
     for n, k in zip(*np.nonzero(hidden), strict=True):
         skipped[n, k] = np.dot(np.asarray(error)[n], np.asarray(params["b"]["kernel"])[k])
     np.testing.assert_allclose(skipped, dense, rtol=1e-5, atol=1e-5)
+
+
+def test_slice_densities_are_those_of_the_digits():
+    fn = lambda p, x: jax.nn.relu(x @ p["a"]["kernel"]) @ p["b"]["kernel"]  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"a": {"kernel": jax.random.normal(keys[0], (6, 8))}, "b": {"kernel": jax.random.normal(keys[1], (8, 4))}}
+    x = jax.random.normal(keys[2], (32, 6))
+    rules = {"a": LayerRule(10, 4, 7, 32, learn=False), "b": LayerRule("fp16", 8, 4, 4, learn=False)}
+    loss = lambda out: jnp.mean(out**2)  # noqa: E731
+    precision, state = init_precision(fn, PrecisionRules(rules), params, x, loss=loss)
+    found = skipping.slice_densities(fn, loss, precision, state, params, x)
+    np.testing.assert_array_equal(np.isnan(found), [[False, False, False, True], [True, False, False, False]])
+    # 10 bits in signed slices of 4 are three radix-8 digits.
+    step = float(precision.formats(state).step[0, 0])
+    levels = np.clip(np.round(np.abs(params["a"]["kernel"]) / step), 0, 511).astype(int)
+    digits = np.stack([levels % 8, levels // 8 % 8, levels // 64])
+    np.testing.assert_allclose(found[0, 0], np.mean(digits != 0), rtol=1e-6)
+    hidden = np.asarray(jax.nn.relu(x @ params["a"]["kernel"]))
+    step = float(precision.formats(state).step[1, 1])
+    levels = np.clip(np.round(hidden / step), 0, 255).astype(int)
+    # Without a sign 8 bits are three digits, too.
+    digits = np.stack([levels % 8, levels // 8 % 8, levels // 64])
+    np.testing.assert_allclose(found[1, 1], np.mean(digits != 0), rtol=1e-6)
