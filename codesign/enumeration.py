@@ -87,6 +87,10 @@ class Front:
         self.costs, self.counts, self.origin = costs[:, order], counts[:, order], origin[order]
 
 
+_PART = 1 << 18
+"""Combinations held at once."""
+
+
 class _Branch(NamedTuple):
     """A skeleton with its options: for each group, their indices (n,) and counts (rows, n)."""
 
@@ -265,8 +269,6 @@ def _ranks(sweep: Sweep) -> list[int]:
 class _Search:
     """One run of `Enumerator.search`."""
 
-    beam = 32
-
     def __init__(self, enumerator: Enumerator, price: Price, limits: Limits, on_improvement):
         self.enumerator, self.price, self.limits, self.on_improvement = enumerator, price, limits, on_improvement
         self.evaluations = 0
@@ -279,7 +281,7 @@ class _Search:
             self._add(known.counts, known.origin)
         if self.front is None:
             for branch in branches.each:
-                self._complete(branch, self.beam)
+                self._narrow(branch)
         kept = np.zeros(branches.alone.shape[1], bool)
         kept[self._open(branches.alone)] = True
         bounds = self._cost(branches.least)
@@ -334,20 +336,35 @@ class _Search:
             return fitting
         return fitting[~self.front.covers(self._cost(least[:, fitting]))]
 
-    def _complete(self, branch: _Branch, beam: int | None = None) -> None:
-        """Combines the options of group after group, and drops what cannot end well; at most `beam` at a time."""
-        least_above = branch.least_above()
-        values, chosen = np.ones((len(least_above[0]), 1)), np.full((1, 1), branch.number, np.intp)
-        for g, (indices, counts) in enumerate(zip(branch.indices, branch.counts, strict=True)):
-            n, k = values.shape[1], counts.shape[1]
-            values = (values[:, :, None] * counts[:, None]).reshape(len(values), n * k)
-            least = values * least_above[g + 1]
+    def _narrow(self, branch: _Branch) -> None:
+        """Completes a few of the cheapest choices of a branch, for something to measure others by."""
+        self._grow(branch, branch.least_above(), np.ones((len(branch.counts[0]), 1)), np.full((1, 1), branch.number), beam=32)
+
+    def _complete(self, branch: _Branch) -> None:
+        """Completes all of a branch that may improve the front."""
+        self._grow(branch, branch.least_above(), np.ones((len(branch.counts[0]), 1)), np.full((1, 1), branch.number))
+
+    def _grow(
+        self, branch: _Branch, least_above: list[Array], values: Array, chosen: NDArray[np.intp], beam: int | None = None
+    ) -> None:
+        """Combines choices (rows, n) with the options of the next group, drops what cannot end well, and goes on.
+
+        Cheapest bound first and a part at a time, so that what one part finds cuts the next.
+        """
+        g = chosen.shape[1] - 1
+        indices, counts = branch.indices[g], branch.counts[g]
+        k, is_last = counts.shape[1], g + 1 == len(branch.counts)
+        for start in range(0, values.shape[1], max(1, _PART // k)):
+            part = slice(start, start + max(1, _PART // k))
+            grown = (values[:, part, None] * counts[:, None]).reshape(len(values), -1)
+            least = grown * least_above[g + 1]
             left = self._open(least)
-            if beam is not None and len(left) > beam:
-                cheapest = np.argpartition(np.log(self._cost(least[:, left])).sum(axis=0), beam)[:beam]
-                left = left[cheapest]
             if not len(left):
-                return
-            values = values[:, left]
-            chosen = np.column_stack([chosen[left // k], indices[left % k]])
-        self._add(values, chosen)
+                continue
+            if not is_last:
+                left = left[np.argsort(np.log(self._cost(least[:, left])).sum(axis=0))[:beam]]
+            origin = np.column_stack([chosen[part][left // k], indices[left % k]])
+            if is_last:
+                self._add(grown[:, left], origin)
+            else:
+                self._grow(branch, least_above, grown[:, left], origin, beam)
