@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from codesign.config import ChipConfig
 from codesign.cost_report import describe_cost, describe_operations, inference_cost, training_cost
 from codesign.evaluation import Evaluated, evaluate_chip
-from codesign.problem import load_chip, load_model
-from codesign.tracing import Workload, trace
+from codesign.problem import load_chip, load_model, trace_network
+from codesign.tracing import Workload
 from nets.dataset_files import load_dataset
 from nets.training import split_model
 
@@ -68,9 +69,5 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
 
 def _workload(model: str, data: str, batch_size: int) -> Workload:
     dataset = load_dataset(data)
-    forward, params, rest = split_model(load_model(model, dataset, seed=0))
-
-    def network(params: Any, rest: Any, images: jax.Array) -> jax.Array:
-        return forward(params, rest, images, None, True)[0]
-
-    return trace(network, params, rest, jnp.zeros((batch_size, *dataset.input_shape)))
+    shapes = nnx.eval_shape(lambda: load_model(model, dataset, seed=0))  # nothing is initialised
+    return trace_network(*split_model(shapes), dataset, batch_size, "sgd")

@@ -97,13 +97,6 @@ def to_genome(mapping: Mapping, slots: Slots) -> Genome:
     return Genome(jnp.stack(factors), mapping.order, mapping.keep[:-1])
 
 
-def _outermost(slots: Slots, num: int, dtype) -> Genome:
-    """All loops in DRAM, everything kept everywhere with tiles of one word: legal on any chip that holds three words."""
-    order = jnp.broadcast_to(jnp.arange(NUM_LOOPS, dtype=jnp.int32)[:, None], (slots.num_levels, NUM_LOOPS, num))
-    factors = jnp.ones((len(slots.places), NUM_LOOPS, num), dtype)
-    return Genome(factors, order, jnp.ones((slots.num_levels - 1, 3, num), dtype))
-
-
 def _fit_array(genomes: Genome, chip: Chip, slots: Slots) -> Genome:
     """Genomes whose spatial factors fit the chip's fan-out: the largest of an axis gives way.
 
@@ -311,17 +304,31 @@ def search(
       num_chains, iterations: chains of each operation, and proposals of each chain; changing the latter compiles nothing.
       temperature: of the annealing at its start, in nats of score; 0 only descends.
     """
-    return _search(
-        key, chip, Problem(operations, bits, density, resident, tables), start, prices, iterations, temperature,
-        num_chains, num_best, slots,
-    )  # fmt: skip
+    problems, starts = Problem(operations, bits, density, resident, tables), _starts(start, bits, num_chains, slots)
+    return _search(key, chip, problems, starts, prices, iterations, temperature, num_best, slots)
 
 
-@functools.partial(jax.jit, static_argnames=("num_chains", "num_best", "slots"))
+def _starts(given: Mapping | None, bits: jax.Array, num_chains: int, slots: Slots) -> Mapping:
+    """Where chains start, (n, num_chains): in turn from each given mapping (n, any) and from all loops in DRAM.
+
+    In numpy: one shape, and so one compilation of the search, whatever is given.
+    """
+    num, levels, dtype = bits.shape[0], slots.num_levels, bits.dtype
+    shapes = {"temporal": (NUM_LOOPS,), "spatial": (2, NUM_LOOPS), "keep": (3,)}
+    ones: dict[str, Any] = {name: np.ones((num, 1, levels, *shape), dtype) for name, shape in shapes.items()}
+    order: Any = np.broadcast_to(np.arange(NUM_LOOPS, dtype=np.int32), (num, 1, levels, NUM_LOOPS))
+    starts = Mapping(**ones, order=order)  # tiles of one word, which fit any chip
+    if given is not None:
+        starts = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), jax.device_get(given), starts)
+    chain = np.arange(num_chains) % starts.temporal.shape[1]
+    return jax.tree.map(lambda x: x[:, chain], starts)
+
+
+@functools.partial(jax.jit, static_argnames=("num_best", "slots"))
 def _search(
-    key, chip, problems: Problem, start: Mapping | None, prices, iterations, temperature, num_chains, num_best, slots
+    key, chip, problems: Problem, starts: Mapping, prices, iterations, temperature, num_best: int, slots: Slots
 ) -> Candidates:
-    num, dtype = problems.bits.shape[0], problems.bits.dtype
+    num, num_chains = starts.temporal.shape[:2]
 
     def last(x: jax.Array) -> jax.Array:
         """(n, chains, ...) -> (..., B)."""
@@ -330,15 +337,9 @@ def _search(
     def chains_of(x: jax.Array) -> jax.Array:
         return last(jnp.broadcast_to(x[:, None], (num, num_chains, *x.shape[1:])))
 
-    starts = _outermost(slots, num * num_chains, dtype)
-    if start is not None:
-        given = start.temporal.shape[1]
-        chain = np.arange(num_chains) % (given + 1)
-        warm = to_genome(jax.tree.map(lambda x: last(x[:, chain % given]), start), slots)
-        is_warm = np.tile(chain < given, num)
-        starts = jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(is_warm, range(a.ndim - 1)), a, b), warm, starts)
     all_problems = jax.tree.map(chains_of, problems)
-    chains = _anneal(key, chip, all_problems, _fit_array(starts, chip, slots), prices, iterations, temperature, slots)
+    genomes = _fit_array(to_genome(jax.tree.map(last, starts), slots), chip, slots)
+    chains = _anneal(key, chip, all_problems, genomes, prices, iterations, temperature, slots)
     mappings = to_mapping(chains.best, all_problems.operation.bounds, slots)
 
     def chosen(scores: jax.Array, *trees: Any) -> Any:
