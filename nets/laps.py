@@ -89,7 +89,7 @@ def metrics(precision: Precision, cotangent: QuantState) -> jax.Array:
 
     Returns:
       Shape (P, 2), of inputs and of errors in input_grad: the share of values with a non-zero top slice, or the energy
-      of the quantisation error over that of the values. NaN where nothing was counted.
+      of the quantisation error over that of the values, of those that do not saturate. NaN where nothing was counted.
     """
     column = {name: cotangent.probes[:, columns] for name, columns in STATISTICS.items()}
     values = column["values"][:, 1:3]

@@ -102,8 +102,8 @@ def quantised_product(
       probe: shape (NUM_STATISTICS,), unused; its cotangent are the statistics of the backward pass: of weights, inputs,
         and errors in input_grad and weight_grad the number of values counted and how many of them are not zero; of both
         errors how many values reach their range, and half their range; for a precision controller, of inputs and of
-        errors in input_grad how many have a non-zero top slice, and the energies of their quantisation errors and of
-        themselves. They are counts of a sample of the values, and
+        errors in input_grad how many have a non-zero top slice, and, of those that do not saturate, the energies of
+        their quantisation errors and of themselves. They are counts of a sample of the values, and
         add over batches, devices and repeated uses.
 
     Returns:
@@ -326,12 +326,14 @@ def _laps_statistics(
     dtype = formats.error_range.dtype
     if laps is None or inputs is None or q_inputs is None:
         return jnp.zeros(6, dtype)
-    # Magnitudes from which the top slice of a number, sign included, is not zero.
-    top = (formats.top[1] + formats.step[1]) * 2.0 ** (spec.signed[1] - laps.slice_width)
-    top_error = formats.error_step[0] * formats.error_limit[0] * 2.0 ** (1 - laps.slice_width)
+    # The range of a format, as 2**digits steps, and how many digits a number with a zero top slice lacks.
+    ranges = formats.top[1] + formats.step[1], formats.error_step[0] * formats.error_limit[0]
+    missing = laps.slice_width - spec.signed[1], laps.slice_width - 1
     counts = []
-    for x, q, threshold in ((inputs, q_inputs, top), (error, q_error, top_error)):
-        x, q = _sample(x.astype(q.dtype)), _sample(q)
-        above = jnp.abs(q) >= threshold.astype(q.dtype)
-        counts.append(jnp.stack([jnp.sum(above.astype(q.dtype)), jnp.sum((q - x) ** 2), jnp.sum(x**2)]))
+    for x, q, limit, digits in zip((inputs, error), (q_inputs, q_error), ranges, missing, strict=True):
+        x, q, limit = _sample(x.astype(q.dtype)), _sample(q), limit.astype(q.dtype)
+        above = (jnp.abs(q) >= limit * 2.0**-digits).astype(q.dtype)
+        # More bits would not bring back what saturates.
+        x, q = (jnp.where(jnp.abs(x) < limit, y, jnp.zeros_like(y)) for y in (x, q))
+        counts.append(jnp.stack([jnp.sum(above), jnp.sum((q - x) ** 2), jnp.sum(x**2)]))
     return jnp.stack(counts, axis=1).reshape(-1).astype(dtype)

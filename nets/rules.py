@@ -17,8 +17,8 @@ class Laps:
     """Settings of the precision controller of one layer (`nets.laps`).
 
     Attributes:
-      metric: "error", the energy of the quantisation error over that of the values; or "top_slice", the share of values
-        whose top slice is not zero.
+      metric: "error", the energy of the quantisation error over that of the values, of those that do not saturate; or
+        "top_slice", the share of values whose top slice is not zero.
       upper: a metric above it brings one slice more at once.
       lower: a metric below it for `patience` steps in a row brings one slice less.
       patience: K, at least 1.

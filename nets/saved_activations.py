@@ -286,6 +286,23 @@ def saved_bytes(shape: tuple[int, ...], local_format: LocalFormat) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
 
 
+def residual_bytes(fn: Callable, params: Any, *args: Any) -> int:
+    """Bytes that the backward pass of a function keeps between the two passes, its parameters apart.
+
+    That is JAX's own list of residuals, before any compiler shortens it.
+
+    Args:
+      fn: function of `(params, *args)`, differentiable in `params`.
+      params, args: pytrees of arrays; gradients are those with respect to `params`.
+
+    Returns:
+      A count of bytes; residuals with the shape of a parameter count as that parameter.
+    """
+    pullback = jax.eval_shape(lambda params: jax.vjp(lambda p: fn(p, *args), params)[1], params)
+    shapes = {x.shape for x in jax.tree.leaves(params)}
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pullback) if x.shape not in shapes)
+
+
 def keep_low_bit(fn: Callable, local_formats: Sequence[LocalFormat | None]) -> Callable:
     """`fn` whose backward pass starts from its arguments at low bits instead of what it would keep itself.
 
