@@ -338,14 +338,21 @@ class _Search:
 
     def _narrow(self, branch: _Branch) -> None:
         """Completes a few of the cheapest choices of a branch, for something to measure others by."""
-        self._grow(branch, branch.least_above(), np.ones((len(branch.counts[0]), 1)), np.full((1, 1), branch.number), beam=32)
+        self._grow(
+            branch, branch.least_above(), np.ones((len(branch.counts[0]), 1)), np.full((1, 1), branch.number), beam=32
+        )
 
     def _complete(self, branch: _Branch) -> None:
         """Completes all of a branch that may improve the front."""
         self._grow(branch, branch.least_above(), np.ones((len(branch.counts[0]), 1)), np.full((1, 1), branch.number))
 
     def _grow(
-        self, branch: _Branch, least_above: list[Array], values: Array, chosen: NDArray[np.intp], beam: int | None = None
+        self,
+        branch: _Branch,
+        least_above: list[Array],
+        values: Array,
+        chosen: NDArray[np.intp],
+        beam: int | None = None,
     ) -> None:
         """Combines choices (rows, n) with the options of the next group, drops what cannot end well, and goes on.
 

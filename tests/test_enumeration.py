@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -300,3 +302,40 @@ def test_what_cannot_be_searched_is_refused():
     space.capacity[2] = 1
     with pytest.raises(ValueError, match="level 2 holds 1 and the smallest tiles take 2"):
         Enumerator(make_nest(make_operation(K=4, C=4)), space).search(price)
+
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "timeloop" / "points.jsonl"
+KEEP = {"gemmini": ["W", "O", "WI", "WIO"], "eyeriss": ["WIO", "WIO", "WIO"]}
+FAST = [{"R": 3, "P": 28, "C": 64}, {"R": 1, "P": 28, "C": 256}, {"R": 1, "P": 7, "C": 512}]
+"""Layers that are searched in a second; the rest takes up to ten."""
+
+
+def reference_points():
+    """One of every chip and layer."""
+    chosen = {}
+    for point in map(json.loads, REFERENCE.read_text().splitlines()):
+        dims, kind = point["dims"], point["arch"]["kind"]
+        is_fast = any(layer.items() <= dims.items() for layer in FAST) and "K" in dims
+        if point["set"] == "layers" and is_fast and (kind == "gemmini" or dims["R"] == 1):
+            chosen.setdefault((kind, *dims.values()), point)
+    return list(chosen.values())
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="no ../shared/reference beside the repository")
+def test_no_mapping_that_timeloop_scored_takes_less_energy():
+    """Gemmini- and Eyeriss-like chips, every loop free to fan out along both axes; Timeloop's energies, as it printed them."""
+    points = reference_points()
+    assert {p["arch"]["kind"] for p in points} == set(KEEP) and len(points) > 4
+    for point in points:
+        levels, dims = point["arch"]["levels"], point["dims"]
+        space = make_space(KEEP[point["arch"]["kind"]], capacity=[level["entries"] or np.inf for level in levels])
+        space.fanout[:] = [level["fanout_below"] for level in levels]
+        space.spatial[space.fanout > 1] = True
+        operation = make_operation(**dims, stride=(point["stride"],) * 2, dilation=(point["dilation"],) * 2)
+
+        def energy(counts, levels=levels, macs=operation.macs, mac=point["arch"]["mac"]["energy"]):
+            words = sum(level["access_energy"] * counts.accesses(l) for l, level in enumerate(levels))
+            return 1e-6 * (words + float(macs) * mac)[None]
+
+        found = Enumerator(make_nest(operation), space).search(energy)
+        assert found.complete and found.costs[0, 0] <= point["result"]["energy_total_uJ"] + 0.005
