@@ -1,0 +1,14 @@
+"""Eyeriss: 16-bit inference, row-stationary (Chen et al., ISSCC 2016; JSSC 52(1) 2017)."""
+
+from hw.chips.preset import Fact, Mode, Preset
+
+EYERISS = Preset(
+    title="Eyeriss (ISSCC 2016)",
+    node_nm=Fact(65, "JSSC abstract"),
+    clock=Fact(
+        ((0.82, 100e6), (1.0, 200e6), (1.17, 250e6)), "clocks: the authors' slides; supplies recalled, high confidence"
+    ),
+    sram_kib=Fact(108, "global buffer; recalled, high confidence"),
+    register_bits=Fact(3584, "derived: (181.5 KiB in all - 108 KiB global buffer) / 168"),
+    modes={"16 bit": Mode("fixed", 168, (16, 16), "JSSC abstract")},
+)

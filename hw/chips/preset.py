@@ -1,0 +1,156 @@
+"""Published chips as presets: public facts with their sources, and what is not public as assumptions with a range.
+
+A preset holds inputs only. What the chip reports (efficiency, throughput, area) stands in `headlines.yaml`, which no
+module here reads.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hw.arithmetic import INTEGER_STYLES, make_mac
+from hw.chip import Chip, make_chip
+from hw.technology import Technology, make_technology, unknown
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A public number (or pairs of numbers) and where it stands."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """What is not public: a value, the range that error bars draw from, and the reason."""
+
+    value: float
+    low: float
+    high: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to use the MAC array.
+
+    Attributes:
+      style: of the MACs, see `hw.arithmetic`.
+      num_macs: MACs that work at once; None takes the assumption `num_macs`.
+      bits: operands' widths (weights, inputs); None takes the assumption `operand_bits` for both.
+      widths: widest operands of the MACs, default `bits`.
+      source: where style, number and widths come from.
+    """
+
+    style: str
+    num_macs: float | None
+    bits: tuple[float, float] | None
+    source: str
+    widths: tuple[float, float] | None = None
+
+
+# What no chip here tells. One value and one range for all chips, chosen before any chip was compared: those of
+# `make_chip` where it has one.
+COMMON = {
+    "register_bits": Assumption(256, 64, 1024, "registers beside each MAC; the default of make_chip"),
+    "local_share": Assumption(0.25, 0.1, 0.5, "share of the SRAM in the buffers that feed the array"),
+    "port_bits": Assumption(64, 32, 256, "width of an SRAM bank"),
+    "tree": Assumption(4, 1, 16, "MACs that share an accumulator behind an adder tree; integer styles only"),
+    "table_sharing": Assumption(16, 4, 64, "look-up units that read one table; the default of make_mac"),
+    "kib_per_mac": Assumption(0.25, 0.06, 0.5, "SRAM where its size is not public; the range of those that tell it"),
+}
+# Supplies of 1.1 V and above at 65 nm are those of a low-power process, whose nominal supply is 1.2 V.
+PROCESSES = {65: "low_power", 28: "general", 7: "general"}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published chip.
+
+    Attributes:
+      title: name, venue and year.
+      node_nm: feature size.
+      clock: pairs of (vdd in V, clock in Hz), rising.
+      modes: ways to use the array, by name.
+      sram_kib: SRAM on the chip, None where it is not public.
+      register_bits: registers beside each MAC, None where it is not public.
+      assumptions: what this chip does not tell and others do, by name.
+    """
+
+    title: str
+    node_nm: Fact
+    clock: Fact
+    modes: Mapping[str, Mode]
+    sram_kib: Fact | None = None
+    register_bits: Fact | None = None
+    assumptions: Mapping[str, Assumption] = field(default_factory=dict)
+
+    def assumed(self) -> dict[str, Assumption]:
+        """Everything assumed that this chip's cost depends on, by name."""
+        styles = {mode.style for mode in self.modes.values()}
+        idle = set() if styles & set(INTEGER_STYLES) else {"tree"}
+        idle |= set() if "lut" in styles else {"table_sharing"}
+        idle |= {"kib_per_mac"} if self.sram_kib else set()
+        idle |= {"register_bits"} if self.register_bits else set()
+        return {name: it for name, it in COMMON.items() if name not in idle} | dict(self.assumptions)
+
+    def technology(self) -> Technology:
+        """Constants of the chip's process."""
+        return make_technology(self.node_nm.value, process=PROCESSES[self.node_nm.value])
+
+    def bits(self, mode: str, values: Mapping[str, float] | None = None) -> tuple[float, float]:
+        """Widths of weights and inputs in a mode; `values` as for `make`."""
+        return self._mode(mode).bits or (self._numbers(values)["operand_bits"],) * 2
+
+    def make(
+        self,
+        mode: str,
+        vdd: float | None = None,
+        values: Mapping[str, float] | None = None,
+        technology: Technology | None = None,
+    ) -> Chip:
+        """The chip in one of its modes: a square array of its MACs, four memory levels as in `make_chip`.
+
+        Args:
+          mode: one of `modes`.
+          vdd: supply in volts; default the assumption `vdd` where there is one, else the highest supply of `clock`.
+          values: numbers in place of assumed ones, by name.
+          technology: constants in place of those of the chip's process.
+
+        Raises:
+          ValueError: an unknown mode, or a number for what is not assumed.
+        """
+        choice, numbers = self._mode(mode), self._numbers(values)
+        num_macs = choice.num_macs or numbers["num_macs"]
+        integer = choice.style in INTEGER_STYLES
+        mac = make_mac(
+            choice.style,
+            choice.widths or (self.bits(mode, values) if integer else None),
+            tree=numbers["tree"] if integer else 1.0,
+            table_sharing=numbers.get("table_sharing", 1.0),
+        )
+        sram_kib = self.sram_kib.value if self.sram_kib else numbers["kib_per_mac"] * num_macs
+        side, local_kib = math.sqrt(num_macs), sram_kib * numbers["local_share"]
+        return make_chip(
+            rows=side, columns=side, mac=mac,
+            register_bits=self.register_bits.value if self.register_bits else numbers["register_bits"],
+            local_kib=local_kib, local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
+            shared_kib=sram_kib - local_kib, shared_bandwidth_bits=16 * side,
+            shared_banks=16 * side / numbers["port_bits"],
+            technology=technology or self.technology(),
+            vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value,
+        )  # fmt: skip
+
+    def _mode(self, mode: str) -> Mode:
+        if mode not in self.modes:
+            raise ValueError(unknown(f"mode of {self.title}", mode, self.modes))
+        return self.modes[mode]
+
+    def _numbers(self, values: Mapping[str, float] | None) -> dict[str, float]:
+        numbers = {name: assumption.value for name, assumption in self.assumed().items()}
+        for name in values or {}:
+            if name not in numbers:
+                raise ValueError(unknown(f"assumption of {self.title}", name, numbers))
+        return numbers | dict(values or {})
