@@ -100,7 +100,7 @@ class TerminalProgress:
 
     def message(self, text: str) -> None:
         """See `Progress`."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self.bars.start()

@@ -38,7 +38,7 @@ from codesign.problem import (
 from codesign.progress import NullProgress, Progress, deferred_interrupt
 from codesign.report import METHODS, write_report
 from codesign.stages import Stage, choose, plan
-from codesign.summary import read_bits, summarise
+from codesign.summary import describe_bits, mean_bits, read_bits, summarise
 from codesign.uncertainty import compare
 from hw.chip import Chip
 from nets.data import Dataset, batches
@@ -252,7 +252,8 @@ class Run:
         record |= {new: means[old] * scale for old, (new, scale) in _CURVES.items() if old in means}
         state = self.states["current"]
         if stage.phase.learn_bits:
-            record["bits_mean"] = float(jnp.mean(state.precision.bits()))
+            precision = state.precision
+            record["bits_mean"] = mean_bits(describe_bits(self.task.workload, precision.bits(), precision.names))
         if stage.phase.learn_chip:
             record["chip"] = {n: float(self.task.space.variables[n].value(raw)) for n, raw in state.design.items()}
         if stage.phase.train:

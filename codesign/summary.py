@@ -45,7 +45,7 @@ def summarise(workload: Workload, found: Evaluated, bits: jax.Array, layers: Seq
     cost = costed.cost
     utilisation = zip(PASSES, np.asarray(cost.utilisation), strict=True)
     return describe_cost(costed) | {
-        "bits_mean": float(np.mean([width for row in described.values() for width in row.values()])),
+        "bits_mean": mean_bits(described),
         "utilisation": {name: float(share) for name, share in utilisation if share > 0},
         "spilled_kib": float(cost.spilled_bits.sum()) / BYTE / 1024,
         "peak_resident_kib": float(cost.occupancy.max()) / BYTE / 1024,
@@ -75,6 +75,11 @@ def describe_bits(workload: Workload, bits: jax.Array, layers: Sequence[str]) ->
         }
         for i, (layer, row) in enumerate(zip(layers, np.asarray(bits, float).tolist(), strict=True))
     }
+
+
+def mean_bits(described: MappingABC[str, MappingABC[str, float]]) -> float:
+    """Mean over the widths of `describe_bits`."""
+    return float(np.mean([width for row in described.values() for width in row.values()]))
 
 
 def read_bits(described: MappingABC[str, MappingABC[str, float]]) -> jax.Array:

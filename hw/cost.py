@@ -18,10 +18,6 @@ from hw.operation import Operation
 REDUCED = np.array([[0, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0, 1, 1]], dtype=bool)
 
 
-# Names of the entries of `Cost.violation`, as a function of the chip.
-violation_names = Chip.limit_names
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cost:
@@ -39,7 +35,7 @@ class Cost:
       compute_cycles: cycles the MACs are busy, slices and density included, shape ().
       level_cycles: cycles each level needs for its traffic, shape (L,).
       macs: products, shape ().
-      violation: relative excess per resource, 0 where it fits, shape (V,), in the order of `violation_names`.
+      violation: relative excess per resource, 0 where it fits, shape (V,), in the order of `Chip.limit_names`.
     """
 
     energy: jax.Array

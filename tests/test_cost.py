@@ -12,7 +12,7 @@ from hw.accesses import count
 from hw.arithmetic import make_mac
 from hw.chip import make_chip
 from hw.chips import CHIPS
-from hw.cost import evaluate, price, violation_names
+from hw.cost import evaluate, price
 from hw.mapping import Mapping, make_mapping
 from hw.operation import LOOPS, PASSES, make_operation
 from hw.technology import sample_technologies
@@ -119,7 +119,7 @@ def test_wider_operands_and_narrower_memories_never_help():
 
 def test_misfits_are_relative_excess_by_name():
     chip = make_chip(rows=8, columns=16, register_bits=64, mac=make_mac("fixed", accumulator_bits=20.0))
-    excess = dict(zip(violation_names(chip), cost(chip, bits=(8.0, 10.0, 8.0)).violation.tolist(), strict=True))
+    excess = dict(zip(chip.limit_names(), cost(chip, bits=(8.0, 10.0, 8.0)).violation.tolist(), strict=True))
     # Register: 1 weight, 4 inputs, 4 partial sums of 18 + log2(144) bits. C = 16 on 8 rows. 10 bits on 8.
     partial = 18 + np.log2(144)
     expected = {
@@ -291,7 +291,7 @@ def test_explanation_names_what_binds_and_what_does_not_fit(name):
     for part in ("for N in 4", "parallel C in 16 on Y", "accumulates outputs", "utilisation", "dram.energy = 8 pJ/bit"):
         assert part in text
     assert "bound by " + ("local" if "fp32" in name else "MACs") in text
-    names = violation_names(chip)
+    names = chip.limit_names()
     over = float(result.violation[names.index("capacity local")]) * 4096
     assert f"does not fit: capacity local 4096, too much by {over:.4g}" in text
     assert "level 3" in result._repr_html_() and "does not fit" in result._repr_html_()
