@@ -66,7 +66,7 @@ CASES = {
     "w8a8g8_nearest": Case(fixed(), stochastic=False),
     "learned_bits": Case(LayerRule()),
     "sliced_4x4": case_of(multiplier=BitSlices(4, "twos_complement")),
-    "decomposed": case_of(multiplier=Decomposed()),
+    "decomposed_4x4": Case(LayerRule(4, 4, "fp16", "fp16", learn=False, multiplier=Decomposed())),
     "masks": case_of(masks=True),
     "masks_local_4bit": case_of(saved=make_local_format(4, 16)),
     "frozen_convolutions": Case(fixed(masks=True), frozen=("*conv*",)),

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nets.bitslice import BitSlices, Slicing, make_slicing, sliced_conv_general_dilated, sliced_dot_general
+from nets.bitslice import (
+    FLOAT32_LIMIT,
+    BitSlices,
+    Slicing,
+    make_slicing,
+    sliced_conv_general_dilated,
+    sliced_dot_general,
+)
 from nets.decomposed import Decomposed, dequantise_fp16, integer_part
 from nets.jaxpr import Product
 from nets.lookup import LookUp, lookup_dot
@@ -163,9 +170,9 @@ def _multiply_decomposed(
     sums = integer_part(lambda x, w: multiply(plain, w, x), shifted, zero_point, weights)
     num_terms = weights.size // math.prod(weights.shape[axis] for axis in _free_weight_axes(product))
     largest = num_terms * 2.0 ** (bits[0] - 1) * 2.0 ** bits[1]
-    if 2 * largest >= 2**24:
+    if largest >= FLOAT32_LIMIT:
         raise ValueError(
-            f"expected integer sums below 2**24 for a decomposed product, got a possible magnitude of {2 * largest:.0f} "
+            f"expected integer sums below 2**24 for a decomposed product, got a possible magnitude of {largest:.0f} "
             f"for {num_terms} terms of {bits[0]} x {bits[1]} bits; use narrower operands"
         )
     return dequantise_fp16(sums, scale, conversion=multiplier.conversion, largest_sum=largest).astype(weights.dtype)
