@@ -157,6 +157,7 @@ class ChipSearch:
         area: float = np.inf,
         tolerance: float = 0.0,
         deadline: float = np.inf,
+        start: Chip | None = None,
     ) -> ChipFound:
         """The best chip between `low` and `high` with at most this area.
 
@@ -165,6 +166,7 @@ class ChipSearch:
           area: budget.
           tolerance: stop when no chip can be better by more than this fraction; 0 finds and proves the optimum.
           deadline: `time.process_time()` to stop at; the bound then tells how far the best may be from the optimum.
+          start: a chip to begin with, within the area: the best is never worse.
 
         Raises:
           ValueError: even the smallest chip exceeds the area, or no mapping of an operation fits the largest.
@@ -176,6 +178,9 @@ class ChipSearch:
                 "raise the budget"
             )
         self.best, floor = None, np.inf
+        if start is not None and self.family.area(start) <= area:
+            self.best, _ = self.map_chip(start)
+            self._report(0.0)
         boxes = [self._visit(low, self._clip(low, high, area), None, area)]
         while boxes:
             if self.best is not None:

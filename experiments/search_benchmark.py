@@ -89,7 +89,7 @@ def search(workload: Workload, mode: str, effort: Effort) -> tuple[Answer, ChipS
         history = [Progress(chips.evaluations, spent, design.choice.value, bound, 1)]
     else:
         area = family.area(DEFAULT) if mode == "equal_area" else np.inf
-        found = chips.search(area=area, tolerance=effort.tolerance, deadline=deadline)
+        found = chips.search(area=area, tolerance=effort.tolerance, deadline=deadline, start=DEFAULT)
         design, bound, history = found.design, found.bound, found.history
         spent = time.process_time()
     choice = design.choice
@@ -176,17 +176,18 @@ def run(name: str, modes: Sequence[str], effort: Effort, workloads: Path, out: P
 def draw_convergence(name: str, answers: dict[str, Answer]) -> Figure:
     """EDP against work: the search and its bound by CPU seconds, random search by valid draws."""
     figure = Figure(figsize=(7.0, 2.6 * len(answers)), layout="constrained")
-    axes = figure.subplots(len(answers), 2, squeeze=False, sharey="row")
+    axes = figure.subplots(len(answers), 2, squeeze=False)
     for (mode, answer), (left, right) in zip(answers.items(), axes, strict=True):
         seconds, edp, bound = (np.array([point[i] for point in answer.convergence], float) for i in (1, 2, 3))
-        edp[~np.isfinite(edp)] = np.nan
-        left.plot(seconds, edp, "-o", markersize=3, label="found")
-        left.plot(seconds, bound, "--s", markersize=3, label="bound")
+        bound[bound == 0] = np.nan
+        left.set_visible(len(seconds) > 1)  # one chip is searched in one go
+        left.plot(seconds, edp, label="found", drawstyle="steps-post")
+        left.plot(seconds, bound, "--", label="bound", drawstyle="steps-post")
         draws, values = zip(*answer.random_convergence, strict=True)
         right.plot(draws, values, "-^", markersize=3, color="C2", label="random")
         right.axhline(answer.edp, color="C0", label="found")
         left.set(title=f"{name}, {mode}", xlabel="CPU seconds", ylabel="EDP (µJ cycles)", yscale="log")
-        right.set(xlabel="valid draws per layer and chip", xscale="log")
+        right.set(xlabel="valid draws per layer and chip", xscale="log", yscale="log")
         left.legend()
         right.legend()
     return figure

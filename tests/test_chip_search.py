@@ -90,3 +90,11 @@ def test_more_area_is_never_worse():
 def test_a_budget_below_the_smallest_chip_is_refused():
     with pytest.raises(ValueError, match="raise the budget"):
         ChipSearch(Gemmini(), (PRODUCT,), (1,)).search(area=1e-3)
+
+
+def test_a_search_is_never_worse_than_its_start():
+    chips, start = ChipSearch(Gemmini(), (WINDOW, WIDE), (1, 2)), (16, 128, 32)
+    before, _ = chips.map_chip(start)
+    found = chips.search(area=chips.family.area(start), deadline=0.0, start=start)
+    assert found.design.choice.value <= before.choice.value
+    assert found.history[0].value == before.choice.value
