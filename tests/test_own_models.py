@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 
-from codesign import evaluate_chip, trace
+from codesign import cli, evaluate_chip, trace
 from hw.chips import CHIPS
 from nets import LayerRule, PrecisionRules, init_precision, quantize
 from nets.rules import FLOAT
@@ -263,3 +265,29 @@ def test_products_in_a_scan_are_refused_with_a_way_out(library):
         trace(case.fn, case.params, *case.args)
     with pytest.raises(ValueError, match=message):
         init_precision(case.fn, PrecisionRules({"*": LayerRule()}), case.params, *case.args)
+
+
+def test_the_guide_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
+    """The first block is the file it names; the command and the other blocks follow it."""
+    guide = (Path(__file__).parent.parent / "docs" / "own-model.md").read_text(encoding="utf-8")
+    module, *blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^```\npython -m codesign (.*?)\n```$", guide, re.MULTILINE)
+    (tmp_path / module.splitlines()[0].removeprefix("# ")).write_text(module, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert cli.main(command.split()) == 0
+    table = capsys.readouterr().out
+    assert "depthwise" in table and "weight_grad" in table
+
+    namespace = {"__name__": "guide"}
+    for block in blocks:
+        exec(compile(block, "own-model.md", "exec"), namespace)
+    output = capsys.readouterr().out
+    assert "one inside 'scan'" in output
+    costed = re.findall(r"^(.*): [\d.e-]+ µJ, [\d.e-]+ µs$", output, re.MULTILINE)
+    assert costed == [
+        "depthwise, pointwise, dense",
+        "Conv_0, Dense_0",
+        "hidden, out",
+        "layers, layers_2, layers_3",
+    ]
