@@ -140,7 +140,7 @@ class Preset:
             shared_kib=sram_kib - local_kib, shared_bandwidth_bits=16 * side,
             shared_banks=16 * side / numbers["port_bits"],
             technology=technology or self.technology(),
-            vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value,
+            vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value, resident_fraction=0.0,
         )  # fmt: skip
 
     def _mode(self, mode: str) -> Mode:
