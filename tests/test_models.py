@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nets.models import MODELS, make_model
+from codesign import trace
+from nets.models import DSCNN, MODELS, AutoEncoder, MobileNetV1, MobileNetVWW, ResNet8, make_model
 from nets.training import split_model
 
 # Shapes and number of parameters; those of LeNet-5 and of ResNet-20 with projection shortcuts are the published ones.
@@ -16,6 +17,7 @@ CASES = [
     ("lenet", (28, 28, 1), 61_706),
     ("resnet8", (32, 32, 3), 78_042),
     ("resnet20", (32, 32, 3), 272_474),
+    ("ds_cnn", (49, 10, 1), 10 * 4 * 64 + 4 * (9 + 64) * 64 + 9 * 2 * 64 + 64 * 10 + 10),
 ]
 
 
@@ -29,9 +31,57 @@ def test_shapes_and_parameter_counts(name, input_shape, num_parameters):
     forward, params, rest = split_model(make_model(name, input_shape, 10))
     assert sum(parameter.size for parameter in jax.tree.leaves(params)) == num_parameters
     images = jax.ShapeDtypeStruct((3, *input_shape), jnp.float32)
-    logits, _ = jax.eval_shape(lambda images: forward(params, rest, images, None, True), images)
+    logits, _ = jax.eval_shape(lambda images: forward(params, rest, images, jax.random.key(0), True), images)
     assert logits.shape == (3, 10)
     assert logits.dtype == jnp.float32
+
+
+def published_counts(make, shape):
+    """MACs of an inference, in which padding counts as data, elements of parameters and of statistics."""
+    forward, params, rest = split_model(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    sample = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    workload = trace(lambda params, rest, x: forward(params, rest, x, None, False)[0], params, rest, sample)
+    macs = sum(row["macs"] for row in workload.table() if row["pass"] == "forward")
+    return macs, *(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, rest))
+
+
+@pytest.mark.parametrize(
+    ("width", "pixels", "million_macs", "million_parameters"),
+    [(1.0, 224, 569, 4.2), (0.75, 224, 325, 2.6), (0.5, 224, 149, 1.3), (0.25, 224, 41, 0.5), (1.0, 128, 186, 4.2)],
+)
+def test_mobilenets_have_the_published_counts(width, pixels, million_macs, million_parameters):
+    """Source: Howard et al., MobileNets, 2017, tables 6 and 7."""
+    shape = (pixels, pixels, 3)
+    macs, parameters, _ = published_counts(lambda rngs: MobileNetV1(shape, 1000, width=width, rngs=rngs), shape)
+    assert macs / 1e6 == pytest.approx(million_macs, abs=1.0)
+    assert parameters / 1e6 == pytest.approx(million_parameters, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "macs", "elements", "biases"),
+    [
+        (lambda rngs: DSCNN((49, 10, 1), 12, rngs=rngs), (49, 10, 1), 5.4e6 / 2, None, None),
+        (lambda rngs: MobileNetVWW((96, 96, 3), 2, rngs=rngs), (96, 96, 3), 7.49e6, 221_794, 2736),
+        (lambda rngs: ResNet8((32, 32, 3), 10, rngs=rngs), (32, 32, 3), 12.5e6, None, None),
+        (lambda rngs: AutoEncoder(rngs=rngs), (640,), 0.264e6, 269_992, 8 * 128 + 8),
+    ],
+    ids=["ds_cnn", "mobilenet_vww", "resnet8", "autoencoder"],
+)
+def test_mlperf_tiny_has_the_published_counts(make, shape, macs, elements, biases):
+    """MACs and elements of parameters and statistics; the reference models have biases before normalisations besides.
+
+    Sources: Hello edge, table 1, 5.4 million operations, two a MAC with those of biases and pooling, for DS-CNN of small
+    size; for the others MLPerf Tiny's reference models as Keras and TensorFlow Lite tools count them.
+    """
+    counted, parameters, statistics = published_counts(make, shape)
+    assert counted == pytest.approx(macs, rel=0.02)
+    if elements is not None:
+        assert parameters + statistics + biases == elements
+
+
+def test_an_autoencoder_returns_the_shape_of_its_features():
+    model = AutoEncoder(20, rngs=nnx.Rngs(0))
+    assert model(jnp.ones((3, 20))).shape == (3, 20)
 
 
 def test_names_are_readable():

@@ -9,8 +9,16 @@ from flax import nnx
 from nets.models.lenet import LeNet
 from nets.models.mlp import MLP
 from nets.models.resnet import ResNet8, ResNet20
+from nets.models.separable import DSCNN, MobileNetVWW
 
-MODELS: Mapping[str, Callable[..., Any]] = {"mlp": MLP, "lenet": LeNet, "resnet8": ResNet8, "resnet20": ResNet20}
+MODELS: Mapping[str, Callable[..., Any]] = {
+    "mlp": MLP,
+    "lenet": LeNet,
+    "resnet8": ResNet8,
+    "resnet20": ResNet20,
+    "ds_cnn": DSCNN,
+    "mobilenet_vww": MobileNetVWW,
+}
 
 
 def make_model(name: str, input_shape: Sequence[int], num_classes: int, seed: int = 0) -> nnx.Module:
