@@ -4,10 +4,13 @@ A preset holds inputs only. What the chip reports (efficiency, throughput, area)
 module here reads.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import jax.numpy as jnp
 
 from hw.arithmetic import INTEGER_STYLES, make_mac
 from hw.chip import Chip, make_chip
@@ -113,6 +116,8 @@ class Preset:
     ) -> Chip:
         """The chip in one of its modes: a square array of its MACs, four memory levels as in `make_chip`.
 
+        MACs behind one adder tree share their registers, as they share the accumulator: a partial sum moves once for all.
+
         Args:
           mode: one of `modes`.
           vdd: supply in volts; default the assumption `vdd` where there is one, else the highest supply of `clock`.
@@ -133,7 +138,7 @@ class Preset:
         )
         sram_kib = self.sram_kib.value if self.sram_kib else numbers["kib_per_mac"] * num_macs
         side, local_kib = math.sqrt(num_macs), sram_kib * numbers["local_share"]
-        return make_chip(
+        chip = make_chip(
             rows=side, columns=side, mac=mac,
             register_bits=self.register_bits.value if self.register_bits else numbers["register_bits"],
             local_kib=local_kib, local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
@@ -142,6 +147,7 @@ class Preset:
             technology=technology or self.technology(),
             vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value, resident_fraction=0.0,
         )  # fmt: skip
+        return _share_registers(chip, numbers["tree"]) if integer else chip
 
     def _mode(self, mode: str) -> Mode:
         if mode not in self.modes:
@@ -154,3 +160,11 @@ class Preset:
             if name not in numbers:
                 raise ValueError(unknown(f"assumption of {self.title}", name, numbers))
         return numbers | dict(values or {})
+
+
+def _share_registers(chip: Chip, tree: float) -> Chip:
+    """The registers of `tree` MACs along the rows as one file, and the array that much shorter."""
+    columns, rows = chip.fanout[chip.array_level]
+    fanout = chip.fanout.at[0].set(jnp.array([1.0, tree])).at[chip.array_level].set(jnp.stack([columns, rows / tree]))
+    size, bandwidth = chip.size_bits.at[0].multiply(tree), chip.bandwidth_bits.at[0].multiply(tree)
+    return dataclasses.replace(chip, fanout=fanout, size_bits=size, bandwidth_bits=bandwidth)
