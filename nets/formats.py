@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from nets import fixed_point, rounding
-from nets.saved_activations import tiles
 
 _EXPONENT_BITS = 8
 
@@ -113,6 +112,8 @@ def round_to_float(x: jax.Array, float_format: FloatFormat, words: jax.Array | N
 def round_to_block(x: jax.Array, block_format: BlockFormat, words: jax.Array | None = None) -> jax.Array:
     """Nearest multiples of each block's step, the least power of two at which its peak does not saturate.
 
+    The last block of an array may be shorter.
+
     Args:
       x: floats of any shape, float32 or wider.
       block_format: the format.
@@ -120,19 +121,20 @@ def round_to_block(x: jax.Array, block_format: BlockFormat, words: jax.Array | N
 
     Returns:
       Shape and dtype of `x`. Not differentiable.
-
-    Raises:
-      ValueError: if the blocks do not divide `x`.
     """
     limit = 2.0 ** (block_format.bits - 1) - 1.0
-    blocks, axes = tiles(x, block_format.size)
-    mantissa, exponent = jnp.frexp(jnp.max(jnp.abs(blocks), axis=axes, keepdims=True) / limit)
+
+    def blocks(x: jax.Array) -> jax.Array:
+        flat = x.reshape(-1)
+        return jnp.pad(flat, (0, -flat.size % block_format.size)).reshape(-1, block_format.size)
+
+    mantissa, exponent = jnp.frexp(jnp.max(jnp.abs(blocks(x)), axis=1, keepdims=True) / limit)
     # A power of two itself has the mantissa 1/2. Steps and their reciprocals stay normal floats.
     exponent = jnp.clip(exponent - (mantissa == 0.5).astype(exponent.dtype), -120, 120).astype(x.dtype)
-    scaled = (blocks * fixed_point.power_of_two(-exponent)).reshape(x.shape)
-    levels = jnp.round(scaled) if words is None else rounding.stochastic(scaled, words)
-    levels = jnp.clip(levels, -limit, limit).reshape(blocks.shape)
-    return (levels * fixed_point.power_of_two(exponent)).reshape(x.shape)
+    scaled = blocks(x) * fixed_point.power_of_two(-exponent)
+    levels = jnp.round(scaled) if words is None else rounding.stochastic(scaled, blocks(words))
+    rounded = jnp.clip(levels, -limit, limit) * fixed_point.power_of_two(exponent)
+    return rounded.reshape(-1)[: x.size].reshape(x.shape)
 
 
 def quantise(x: jax.Array, top: jax.Array, number_format: Format, words: jax.Array | None = None) -> jax.Array:
@@ -149,9 +151,6 @@ def quantise(x: jax.Array, top: jax.Array, number_format: Format, words: jax.Arr
 
     Returns:
       Shape and dtype of `x`.
-
-    Raises:
-      ValueError: if blocks do not divide `x`.
     """
     top = jax.lax.stop_gradient(top.astype(x.dtype))
     if isinstance(number_format, BlockFormat):

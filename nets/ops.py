@@ -21,7 +21,7 @@ from nets.formats import quantise as quantise_in
 from nets.jaxpr import Product
 from nets.multipliers import by_role, multiply, multiply_levels
 from nets.rules import LayerRule
-from nets.saved_activations import Absent, decode, encode, pack, unpack, when_needed
+from nets.saved_activations import Absent, decode, encode, pack, saved_bytes, unpack, when_needed
 
 # Columns of the statistics of a backward pass.
 STATISTICS = {
@@ -238,7 +238,8 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
       signed: whether its weights and inputs have a sign.
 
     Raises:
-      ValueError: if a multiplier cannot hold the operands, its sums may overflow, or its widths are to be trained.
+      ValueError: if a multiplier cannot hold the operands, its sums may overflow or its widths are to be trained; if a
+        region does not divide the inputs; if mechanisms exclude each other.
     """
     if rule.point not in POINTS:
         raise ValueError(f"expected a point among {', '.join(POINTS)}, got {rule.point!r}; choose one of them")
@@ -250,11 +251,8 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
             "expected operands in bits for a multiplier of integers, and all widths in bits for a controller, got a "
             "named format; give bits, or drop the mechanism"
         )
-    operands = by_role(product, product.lhs_shape, product.rhs_shape)
-    for shape, number_format in zip((*operands, product.out_shape, product.out_shape), rule.formats, strict=True):
-        if number_format is not None:
-            rounded = partial(quantise_in, number_format=number_format)
-            jax.eval_shape(rounded, jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32))
+    if rule.saved:
+        saved_bytes(by_role(product, product.lhs_shape, product.rhs_shape)[1], rule.saved)
     if rule.laps:
         rule.laps.check()
         if rule.multiplier or (rule.saved and rule.laps.metric == "error"):

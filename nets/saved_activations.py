@@ -235,7 +235,7 @@ def encode(x: jax.Array, local_format: LocalFormat) -> Saved:
       ValueError: if the region does not divide `x`.
     """
     levels = 2.0 ** (local_format.bits - 1) - 1.0
-    regions, axes = tiles(x.astype(jnp.float32), local_format.region)
+    regions, axes = _tiles(x.astype(jnp.float32), local_format.region)
     peak = jnp.max(jnp.abs(regions), axis=axes, keepdims=True)
     if local_format.scale == "linear":
         scales = peak / levels
@@ -262,7 +262,7 @@ def decode(saved: Saved) -> jax.Array:
       Multiples of each region's scale, next to what was encoded.
     """
     levels = 2.0 ** (saved.local_format.bits - 1) - 1.0
-    regions, axes = tiles(unpack(saved.words, saved.shape).astype(jnp.float32) - levels, saved.local_format.region)
+    regions, axes = _tiles(unpack(saved.words, saved.shape).astype(jnp.float32) - levels, saved.local_format.region)
     scales = saved.scales
     if saved.local_format.scale == "power_of_two":
         scales = fixed_point.power_of_two(scales.astype(jnp.float32))
@@ -392,19 +392,8 @@ def _place_bits(window: tuple[int, ...]) -> int:
     return max(1, (math.prod(window) - 1).bit_length())
 
 
-def tiles(x: jax.Array, region: int | tuple[int, ...]) -> tuple[jax.Array, tuple[int, ...]]:
-    """An array with its regions as axes of their own.
-
-    Args:
-      x: the array.
-      region: as in `LocalFormat`.
-
-    Returns:
-      The array reshaped, and its axes that lie within a region.
-
-    Raises:
-      ValueError: if the region does not divide `x`.
-    """
+def _tiles(x: jax.Array, region: int | tuple[int, ...]) -> tuple[jax.Array, tuple[int, ...]]:
+    """An array with its regions as axes of their own, and which axes those are."""
     if isinstance(region, int):
         if x.size % region:
             raise ValueError(

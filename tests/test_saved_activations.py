@@ -254,11 +254,18 @@ def test_errors_name_the_layer():
         make_local_format(4, scale="log")
     with pytest.raises(ValueError, match="region of at least one value, got 0"):
         make_local_format(4, 0)
-    loss, params, state = setup("lenet", LayerRule(learn=False, saved=make_local_format(4, 37)))
-    with pytest.raises(ValueError, match=r"expected a region that divides .* got 37; .* inputs of conv1"):
-        jax.grad(loss)(params, state)
-    loss, params, state = setup("resnet8", LayerRule(learn=False, saved=make_local_format(4, (3,))))
-    with pytest.raises(ValueError, match=r"tile that divides a tensor of shape \(16, 16, 16, 16\), got \(3,\)"):
-        jax.grad(loss)(params, state)
+    for saved, match in [
+        (make_local_format(4, 37), r"expected a region that divides .* got 37.*layer 'conv1', rule '\*'"),
+        (make_local_format(4, (3,)), r"tile that divides a tensor of shape \(16, 8, 8, 1\), got \(3,\)"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            setup("lenet", LayerRule(learn=False, saved=saved))
+    # A batch of another size is looked at when it comes.
+    fn = lambda params, x: jnp.tanh(x @ params["a"]["kernel"]) @ params["b"]["kernel"]  # noqa: E731
+    params, x = {"a": {"kernel": jnp.ones((8, 3))}, "b": {"kernel": jnp.ones((3, 8))}}, jnp.ones((16, 8))
+    rules = PrecisionRules({"*": LayerRule(learn=False, saved=make_local_format(4, 8))})
+    precision, state = init_precision(fn, rules, params, x)
+    with pytest.raises(ValueError, match=r"in what is saved of the (inputs of b|output of a)"):
+        jax.grad(lambda p: jnp.sum(quantize(fn)(p, precision, state, KEY, x[:9])))(params)
     with pytest.raises(ValueError, match=r"got 'fc/\*', which matches none of conv1/bias"):
         setup("lenet", LayerRule(), frozen=("fc/*",))
