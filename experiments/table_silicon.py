@@ -2,7 +2,7 @@
 
     python -m experiments.table_silicon                    # all chips; takes a minute or two
     python -m experiments.table_silicon --only unpu rapid
-    python -m experiments.table_silicon --page docs/systems.md --plot silicon.png
+    python -m experiments.table_silicon --page docs/systems.md --plot docs/images/silicon.svg
 
 Ours is core power (no DRAM) at full use of the array: a 3 x 3 convolution over 32 x 32 outputs, its channels four times
 the side of the square array, under the cheapest of the mappings of `make_tilings` that fits. Intervals are the central
@@ -53,6 +53,7 @@ PARTS = {
     "calibrated": "efficiency, one factor per node fitted on other chips",
     "area": "area",
 }
+PARTS_OF_ENERGY = ("MACs", "registers", "local", "shared", "clock and control", "leakage")
 MARKS = ("<!-- table_silicon -->", "<!-- end of table_silicon -->")
 PERCENTILES = (5, 95)
 # Published figures are rounded to three digits.
@@ -60,9 +61,13 @@ ROUNDING = 5e-3
 
 
 class Peak(NamedTuple):
-    """What a chip does at full use of its array; each of shape (n,), the first entry without doubt, then the samples."""
+    """What a chip does at full use of its array; each of shape (n,), the first entry without doubt, then the samples.
+
+    `energy` is the first entry's alone: joules per product by `PARTS_OF_ENERGY`, shape (6,).
+    """
 
     efficiency: np.ndarray
+    energy: np.ndarray
     throughput: np.ndarray
     area: np.ndarray
     table: np.ndarray
@@ -70,7 +75,10 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One published figure beside ours, in `unit`; `compared` where it enters the statistics of its kind."""
+    """One published figure beside ours, in `unit`; `compared` where it enters the statistics of its kind.
+
+    `energy_pj` is what one product costs us in that mode at that supply, by `PARTS_OF_ENERGY`.
+    """
 
     kind: str
     name: str
@@ -83,6 +91,7 @@ class Row:
     compared: bool
     confidence: str
     source: str
+    energy_pj: dict[str, float]
 
     @property
     def ratio(self) -> float:
@@ -111,7 +120,8 @@ def make_tilings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         (2, 3), (2, 3), orders,  # where the rest of the rows and of the channels runs
     )  # fmt: skip
     for registers, p0, c0, q1, taps1, c1, k1, rows_at, channels_at, order in choices:
-        if c0 * c1 > CHANNELS:
+        nothing_left = (rows_at > 2 and q1 == OUTPUTS) or (channels_at > 2 and c0 * c1 == k1 == CHANNELS)
+        if c0 * c1 > CHANNELS or nothing_left:
             continue
         temporal = np.ones((4, len(LOOPS)))
         temporal[0, [index["P"], index["C"]]] = p0, c0
@@ -127,7 +137,10 @@ def make_tilings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @jax.jit
 def evaluate_peak(chips: Chip, bits: jax.Array) -> jax.Array:
-    """Joules per product of chips (n,) at widths (n, 3) at the cheapest mapping that fits; infinite where none does."""
+    """Joules per product of chips (n,) at widths (n, 3), split into `PARTS_OF_ENERGY`, shape (n, 6).
+
+    At the cheapest mapping that fits; infinite where none does.
+    """
     factors, ranks, keeps = (jnp.asarray(array) for array in make_tilings())
 
     def of_chip(args: tuple[Chip, jax.Array]) -> jax.Array:
@@ -147,12 +160,14 @@ def evaluate_peak(chips: Chip, bits: jax.Array) -> jax.Array:
             cost = price(chip, operation, accesses, bits, jnp.ones(2), jnp.zeros(3))
             # Core power is measured with data on the chip: neither joules nor cycles of DRAM.
             seconds = jnp.maximum(cost.compute_cycles, cost.level_cycles[:-1].max()) / frequency
-            joules = cost.mac_energy + cost.access_energy[:-1].sum() + cost.control_energy + leakage * seconds
+            memories = cost.access_energy[:-1].sum(axis=1)
+            joules = jnp.stack([cost.mac_energy, *memories, cost.control_energy, leakage * seconds])
             # The array is filled exactly, up to rounding of its side.
             fits = cost.violation.sum() < 1e-3
             return jnp.where(fits, joules / cost.macs, jnp.inf)
 
-        return jax.vmap(of_tiling)(factors, ranks, keeps).min()
+        joules = jax.vmap(of_tiling)(factors, ranks, keeps)
+        return joules[jnp.argmin(joules.sum(axis=1))]
 
     return jax.lax.map(of_chip, (chips, bits))
 
@@ -183,14 +198,16 @@ def measure(name: str, mode: str, vdd: float | None, samples: int) -> Peak:
     widths = [(*preset.bits(mode, values), preset.bits(mode, values)[1]) for values in draws]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *chips)
     joules = np.asarray(evaluate_peak(stacked, jnp.array(widths, jnp.float32)), float)
-    if not np.isfinite(joules[0]):
+    if not np.isfinite(joules[0]).all():
         raise ValueError(f"{preset.title}, {mode}: no mapping of the workload fits; enlarge its registers or SRAM")
     speed = [
         float(chip.num_macs() * chip.frequency() / product_cycles(chip.mac, jnp.array(width[:2], jnp.float32)))
         for chip, width in zip(chips, widths, strict=True)
     ]
     return Peak(
-        efficiency=2e-12 / joules,
+        # A sample whose memories are too small for every mapping says nothing about the chip.
+        efficiency=np.where(np.isfinite(joules).all(axis=1), 2e-12 / joules.sum(axis=1), np.nan),
+        energy=joules[0],
         throughput=2e-9 * np.array(speed),
         area=np.array([float(chip.area().total) for chip in chips]) / MM2,
         table=np.array([look_up_energy(chip, width) for chip, width in zip(chips, widths, strict=True)]),
@@ -221,14 +238,14 @@ def make_row(name: str, headline: Map[str, Any], samples: int) -> Row:
         label = f"efficiency, {mode}{supply} over {headline['base_mode']}{over}"
     else:
         values = getattr(peak, kind)
-    # A sample whose memories are too small for every mapping says nothing about the chip.
-    low, high = np.percentile(values[1:][values[1:] > 0], PERCENTILES)
+    low, high = np.nanpercentile(values[1:], PERCENTILES)
     published = float(headline["published"])
     return Row(
         kind=kind, name=label, published=published, ours=float(values[0]), low=float(low), high=float(high),
         unit=UNITS[kind], inside=_is_inside(published, low, high),
         compared=not headline.get("derived", False) and not headline.get("sparsity", 0.0),
         confidence=headline["confidence"], source=headline["source"],
+        energy_pj=dict(zip(PARTS_OF_ENERGY, (1e12 * peak.energy).tolist(), strict=True)),
     )  # fmt: skip
 
 
@@ -359,6 +376,11 @@ def markdown(table: Map[str, Any]) -> str:
         for row in chip["rows"]:
             cells = chip["title"], *_cells(row), f"{row['confidence']}; {row['source']}"
             lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"| pJ per product | published | {' | '.join(PARTS_OF_ENERGY)} |", "|---" * 8 + "|"]
+    for chip in table["chips"].values():
+        for row in (row for row in chip["rows"] if row["kind"] == "efficiency"):
+            parts = " | ".join(f"{part:.3g}" for part in row["energy_pj"].values())
+            lines.append(f"| {chip['title']}, {row['name']} | {2.0 / row['published']:.3g} | {parts} |")
     lines += [
         "",
         "| clock at the highest over the lowest supply | measured | by the law | interval |",
@@ -403,7 +425,7 @@ def plot_efficiency(table: Map[str, Any], path: Path) -> None:
     """Ours against published efficiency with intervals; the line is equality, the band a factor of 2.5."""
     import matplotlib.pyplot as plt  # half a second to import: only who plots pays for it
 
-    figure, axis = plt.subplots(figsize=(5, 5))
+    figure, axis = plt.subplots(figsize=(7, 5))
     for chip in table["chips"].values():
         rows = [row for row in chip["rows"] if row["kind"] == "efficiency" and row["compared"]]
         published, ours = ([row[key] for row in rows] for key in ("published", "ours"))
@@ -414,9 +436,9 @@ def plot_efficiency(table: Map[str, Any], path: Path) -> None:
     axis.plot(ends, ends, color="black", linewidth=1)
     axis.fill_between(ends, ends / 2.5, ends * 2.5, color="0.93", zorder=0)
     axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="published TOPS/W", ylabel="ours, TOPS/W")
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
     plt.close(figure)
 
 
