@@ -92,9 +92,10 @@ _PART = 1 << 18
 
 
 class _Branch(NamedTuple):
-    """A skeleton with its options: for each group, their indices (n,) and counts (rows, n)."""
+    """A skeleton with its options: for each of its groups, in turn, their indices (n,) and counts (rows, n)."""
 
     number: int
+    groups: list[int]
     indices: list[NDArray[np.intp]]
     counts: list[Array]
 
@@ -117,6 +118,7 @@ class _Branch(NamedTuple):
         parts = [kept[end - len(i) : end] for i, end in zip(self.indices, ends, strict=True)]
         return _Branch(
             self.number,
+            self.groups,
             [i[part] for i, part in zip(self.indices, parts, strict=True)],
             [c[:, part] for c, part in zip(self.counts, parts, strict=True)],
         )
@@ -219,9 +221,10 @@ class Enumerator:
                 tables = [self._table(g, skeleton) for g in range(len(self.groups))]
                 kept = [np.flatnonzero(fit[indices]) for fit, (indices, _) in zip(fits, tables, strict=True)]
                 if all(map(len, kept)):
-                    indices = [i[k] for (i, _), k in zip(tables, kept, strict=True)]
-                    counts = [c[:, k] for (_, c), k in zip(tables, kept, strict=True)]
-                    each.append(_Branch(number, indices, counts))
+                    # Few options first: a bound that cuts then cuts whole products of the groups to come.
+                    groups = sorted(range(len(tables)), key=lambda g, kept=kept: len(kept[g]))  # type: ignore[misc]
+                    indices = [tables[g][0][kept[g]] for g in groups]
+                    each.append(_Branch(number, groups, indices, [tables[g][1][:, kept[g]] for g in groups]))
             if not each:
                 raise NoMappingError(
                     "expected a mapping that fits, got none: a loop has nowhere to run; enlarge a fan-out"
@@ -372,6 +375,6 @@ class _Search:
                 left = left[np.argsort(np.log(self._cost(least[:, left])).sum(axis=0))[:beam]]
             origin = np.column_stack([chosen[part][left // k], indices[left % k]])
             if is_last:
-                self._add(grown[:, left], origin)
+                self._add(grown[:, left], origin[:, [0, *(1 + np.argsort(branch.groups))]])
             else:
                 self._grow(branch, least_above, grown[:, left], origin, beam)

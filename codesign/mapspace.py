@@ -18,9 +18,8 @@ G, N, K, C, P, Q, R, S = range(len(LOOPS))
 INPUTS = OPERANDS.index("inputs")
 IDLE = tuple(tuple(d for d in range(len(LOOPS)) if not RELEVANT[o, d]) for o in range(len(OPERANDS)))
 """For each operand, the loops that do not move it."""
-GROUPS = ((K,), (C,), (P, R), (Q, S), (N,), (G,))
-"""Loops whose factors enter a count together: a window joins outputs and taps of one axis. Channels come first, as they
-decide most about a bound."""
+GROUPS = ((P, R), (Q, S), (K,), (C,), (N,), (G,))
+"""Loops whose factors enter a count together: a window joins outputs and taps of one axis."""
 
 
 @dataclass(frozen=True)
