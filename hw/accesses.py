@@ -119,13 +119,13 @@ def _accesses(operation: Operation, mapping: Mapping, traffic: Traffic) -> Acces
     nest = traffic.nest
     columns = []
     for operand, words in enumerate(traffic.words):
-        accumulated = operation.accumulated[operand][None]
+        accumulated, blind = operation.accumulated[operand][None], jnp.minimum(words.blind, words.asked)
         counts = (
-            words.asked - accumulated * words.blind,
+            words.asked - accumulated * blind,
             _below_top(words.entering - accumulated * words.first),
             accumulated * words.asked,
             words.entering,
-            accumulated * words.blind * (1.0 - present(over(nest.fan_out_above, IDLE[operand]))),
+            accumulated * blind * (1.0 - present(over(nest.fan_out_above, IDLE[operand]))),
             words.tile,
         )
         columns.append([nest.keep[:, operand] * number for number in counts])
@@ -156,16 +156,19 @@ def _backward(
     of_words, of_copies = [], []
     for operand in range(len(OPERANDS)):
         keep, summed = nest.keep[:, operand], nest.keep[:, operand] * accumulated[operand][None]
-        copies, blind = over(nest.fan_out_above, IDLE[operand]), traffic.words[operand].blind
+        copies, asked = over(nest.fan_out_above, IDLE[operand]), traffic.words[operand].asked
+        blind = jnp.minimum(traffic.words[operand].blind, asked)
         reads, updates, finals = given.reads[:, operand], given.updates[:, operand], given.finals[:, operand]
         fills = _below_top(given.fills[:, operand])
+        of_blind = summed * (finals * (1.0 - present(copies)) - reads)
+        is_asked = traffic.words[operand].blind > asked  # more first touches than updates: both are the updates
         of_words.append(
             Words(
                 tile=keep * given.footprint[:, operand],
                 entering=keep * (fills + given.entering[:, operand]),
                 first=-summed * fills,
-                blind=summed * (finals * (1.0 - present(copies)) - reads),
-                asked=keep * reads + summed * updates,
+                blind=jnp.where(is_asked, 0.0, of_blind),
+                asked=keep * reads + summed * updates + jnp.where(is_asked, of_blind, 0.0),
             )
         )
         of_copies.append(-summed * finals * blind * present_slope(copies))

@@ -84,9 +84,18 @@ class Shares:
 
     def add_to_all_fan_outs(self, loops: Iterable[int], share: jax.Array) -> None:
         """Adds the share (B,) of a product over the fan-outs of all levels: that of the lowest, and those above it."""
-        lowest = jnp.stack([share, *[jnp.zeros_like(share)] * (self.num_levels - 1)])
+        lowest = self._of_lowest(share)
         self.fan_out.add(loops, lowest)
         self.fan_out_above.add(loops, lowest)
+
+    def add_to_all_times(self, loops: Iterable[int], share: jax.Array) -> None:
+        """Likewise of a product over the temporal factors of all levels."""
+        lowest = self._of_lowest(share)
+        self.temporal.add(loops, lowest)
+        self.temporal_above.add(loops, lowest)
+
+    def _of_lowest(self, share: jax.Array) -> jax.Array:
+        return jnp.stack([share, *[jnp.zeros_like(share)] * (self.num_levels - 1)])
 
 
 class SweepShares(NamedTuple):
@@ -145,7 +154,7 @@ def _pull_tiles(traffic: Traffic, operand: int, given: Words, shares: Shares) ->
     of_elements = given.entering * words.entering + given.asked * words.asked
     shares.fan_out_above.add(moving, -(of_elements + (given.first + given.blind) * words.first))
     shares.tile.add(moving, given.tile * words.tile)
-    shares.add_to_all_fan_outs(idle, -of_asked[0] * words.asked[0] / words.first[0])
+    shares.add_to_all_times(idle, of_asked[0] * words.asked[0] / words.first[0])
     inner = [jnp.zeros_like(of_repeats[0])]
     for m in range(1, nest.num_levels):
         inner.append(of_repeats[m - 1] + inner[m - 1] * sweep.still[m - 1])
@@ -191,7 +200,8 @@ def _pull_windows(traffic: Traffic, given: Words, shares: Shares) -> SweepShares
     shares.fan_out.add(BOXED, of_asked)
     shares.fan_out.add_each(SLIDING, of_fan_out * fan_outs[0])
     shares.branch.add_each(SLIDING, of_branch * fan_outs[1])
-    shares.add_to_all_fan_outs(ALL, -of_asked[0])
+    shares.add_to_all_fan_outs(MOVING[INPUTS], -of_asked[0])
+    shares.add_to_all_times((K,), of_asked[0])
     of_tiles = of_entering * words.entering + given.first * words.first + given.blind * words.blind
     shares.temporal_above.add((*BOXED, *SLIDING), -of_tiles)
     shares.fan_out_above.add((*BOXED, *SLIDING), -of_tiles)

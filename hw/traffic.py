@@ -258,7 +258,7 @@ def _tile_words(nest: Nest, sweep: Sweep, operand: int) -> Words:
     repeats = [jnp.ones_like(first[0])]
     for m in range(nest.num_levels - 1, 0, -1):
         repeats.insert(0, (1.0 - sweep.still[m]) * afresh[m] + sweep.still[m] * repeats[0])
-    asked = [over(nest.bounds, idle) / over(nest.fan_out[0] * nest.fan_out_above[0], idle)]
+    asked = [over(nest.temporal[0] * nest.temporal_above[0], idle)]
     for l in range(nest.num_levels - 1):
         asked.append(jnp.where(nest.keep[l, operand] > 0.5, repeats[l], asked[l]))
     tile = over(jnp.minimum(nest.spanned, nest.bounds[None]), moving)
@@ -361,8 +361,9 @@ def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide])
         inputs.append((entering + afresh, first + afresh, blind + waiting * window.touched[l]))
     entering, first, blind = (window.tiles * jnp.stack(kind) for kind in zip(*inputs, strict=True))
     multicast = over(nest.fan_out, BOXED) * distinct_windows(nest, *window_fan_out(nest, window))
-    every = range(len(GROUPED))
-    asked = [over(nest.bounds, every) / over(nest.fan_out[0] * nest.fan_out_above[0], every) * multicast[0]]
+    moving, slots = MOVING[INPUTS], nest.temporal[0, K] * nest.temporal_above[0, K]
+    products = over(nest.bounds, moving) / over(nest.fan_out[0] * nest.fan_out_above[0], moving)
+    asked = [slots * products * multicast[0]]
     for l in range(nest.num_levels - 1):
         asked.append(jnp.where(nest.keep[l, INPUTS] > 0.5, entering[l], asked[l]) * multicast[l + 1])
     return Words(window.largest, entering, first, blind, jnp.stack(asked))

@@ -156,6 +156,9 @@ def test_counts_of_uneven_factors_equal_the_executed_nest(x64, name):
         exact = is_exact if operand == "inputs" else slice(None)
         np.testing.assert_allclose(words[:, :, o][exact], expected[exact], rtol=1e-12, err_msg=operand)
     assert is_exact.mean() > 0.4
+    for pass_ in PASSES:
+        counted = jax.jit(jax.vmap(count, in_axes=(None, 0)))(make_operation(**bounds, **window, pass_=pass_), mappings)
+        assert min(float(jnp.min(words)) for words in (counted.reads, counted.fills, counted.updates)) > -1e-9
 
 
 def test_idle_branches_of_the_last_pass_want_no_inputs():
@@ -251,15 +254,29 @@ def test_gaps_of_an_accumulated_window_are_no_first_touches():
 
 
 def test_a_hundred_channels_on_sixteen_columns(x64):
-    """7 passes, the last of 4 columns: no word and no product is counted that is not there."""
+    """7 passes, the last of 4 columns: no product is counted that is not there, and no word of what K moves.
+
+    All 16 columns hear the 8 inputs of every pass: 7 x 8 x 16 reads by the MACs.
+    """
     operation = make_operation(K=100, C=8)
     mapping = make_mapping(operation, [factors(C=8), factors(K=7)], [[factors()] * 2, [factors(K=16), factors()]])
     accesses = count(operation, mapping)
     assert accesses.compute_cycles == 7 * 8 and accesses.macs == 800
-    np.testing.assert_allclose(accesses.reads[0] * accesses.instances[0], [800, 800, 700])
+    np.testing.assert_allclose(accesses.reads[0] * accesses.instances[0], [800, 896, 700])
     np.testing.assert_array_equal(accesses.reads[1, :2], [800, 8])
     np.testing.assert_array_equal(accesses.updates[1, 2], 100)
     assert accesses.macs / (accesses.compute_cycles * 16) == pytest.approx(100 / 112)
+
+
+def test_sums_over_an_uneven_fan_out_take_whole_passes():
+    """3 products on 2 rows: two passes update the sum; a fan-out of 9 for 3 products, one."""
+    operation = make_operation(K=2, C=3)
+    mapping = make_mapping(operation, [factors(C=2), factors(K=2)], [[factors(C=2), factors()], [factors()] * 2])
+    accesses = count(operation, mapping)
+    np.testing.assert_array_equal(accesses.updates[0], [0, 0, 4])
+    np.testing.assert_array_equal(accesses.reads[0, 2], 2)
+    mapping = make_mapping(operation, [factors(K=2), factors()], [[factors(C=3), factors(C=3)], [factors()] * 2])
+    np.testing.assert_array_equal(count(operation, mapping).updates[0], [0, 0, 2])
 
 
 def test_a_halo_in_an_edge_tile():
