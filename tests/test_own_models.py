@@ -274,6 +274,7 @@ def test_the_guide_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     (command,) = re.findall(r"^```\npython -m codesign (.*?)\n```$", guide, re.MULTILINE)
     (tmp_path / module.splitlines()[0].removeprefix("# ")).write_text(module, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
 
     assert cli.main(command.split()) == 0
     table = capsys.readouterr().out
@@ -284,6 +285,7 @@ def test_the_guide_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
         exec(compile(block, "own-model.md", "exec"), namespace)
     output = capsys.readouterr().out
     assert "one inside 'scan'" in output
+    assert "000-hidden-forward.yaml 6144" in output  # 16 samples, 12 inputs, 32 outputs
     costed = re.findall(r"^(.*): [\d.e-]+ µJ, [\d.e-]+ µs$", output, re.MULTILINE)
     assert costed == [
         "depthwise, pointwise, dense",
