@@ -85,7 +85,7 @@ def test_presets_make_chips_at_the_clocks_they_report(name):
 
 def test_an_assumption_moves_the_chip_and_a_fact_cannot_be_assumed_away():
     unpu = PRESETS["unpu"]
-    assert float(unpu.make("4 bit", values={"register_bits": 64}).size_bits[0]) == 64
+    assert float(unpu.make("4 bit", values={"register_bits": 64, "tree": 2}).size_bits[0]) == 128
     assert float(unpu.make("4 bit").vdd) == pytest.approx(0.63)
     assert unpu.bits("4 bit") == (4, 16)
     assert PRESETS["cnnp_v2"].bits("full", {"operand_bits": 12.0}) == (12.0, 12.0)
@@ -99,3 +99,11 @@ def test_only_what_a_chip_leaves_open_is_assumed():
     assert set(PRESETS["eyeriss"].assumed()) == {"local_share", "port_bits", "tree"}
     assert set(PRESETS["pnpu"].assumed()) == set(COMMON) - {"tree", "table_sharing"} | {"num_macs"}
     assert math.isclose(float(PRESETS["pnpu"].make("fp8", values={"num_macs": 512.0}).num_macs()), 512, rel_tol=1e-6)
+
+
+def test_macs_behind_one_tree_share_their_registers_and_nothing_is_lost():
+    """One accumulator for eight look-up units: registers of eight in one file, an array an eighth as long."""
+    shared, alone = (PRESETS["unpu"].make("4 bit", values={"tree": tree}) for tree in (8.0, 1.0))
+    assert float(shared.mac.tree) == 8 and shared.fanout[0].tolist() == [1, 8]
+    for total in (lambda c: c.num_macs(), lambda c: c.instances()[0] * c.size_bits[0], lambda c: c.area().memories[0]):
+        assert float(total(shared)) == pytest.approx(float(total(alone)), rel=1e-6)

@@ -1,5 +1,6 @@
 """The table of published chips: its workload and arithmetic by hand, its statistics, its program end to end."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from experiments.table_silicon import (
 )
 from hw.arithmetic import product_energy
 from hw.chips import PRESETS
+from hw.chips.preset import Fact
 from hw.mapping import make_mapping
 from hw.operation import make_operation
 
@@ -133,6 +135,14 @@ def test_program(capsys, tmp_path):
     assert (tmp_path / "plot.svg").stat().st_size > 1000
     main(only=("pnpu",), samples=SAMPLES)
     assert "PNPU" in capsys.readouterr().out
+
+
+def test_a_chip_that_no_mapping_fits_is_named(monkeypatch):
+    """Of 8 KiB, 2 KiB are local: a row of 32 outputs of 32 channels and 16 bits alone takes them."""
+    tiny = dataclasses.replace(PRESETS["pnpu"], title="Tiny", sram_kib=Fact(8.0, "by hand"))
+    monkeypatch.setitem(PRESETS, "tiny", tiny)
+    with pytest.raises(ValueError, match="Tiny, fp8: no mapping of the workload fits"):
+        measure("tiny", "fp8", 0.78, 0)
 
 
 def test_errors(tmp_path):
