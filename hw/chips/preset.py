@@ -62,7 +62,9 @@ COMMON = {
     "port_bits": Assumption(64, 32, 256, "width of an SRAM bank"),
     "tree": Assumption(4, 1, 16, "MACs that share an accumulator behind an adder tree; integer styles only"),
     "table_sharing": Assumption(16, 4, 64, "look-up units that read one table; the default of make_mac"),
-    "kib_per_mac": Assumption(0.25, 0.06, 0.5, "SRAM where its size is not public; UNPU, LNPU and DNPU have 0.06 to 0.38"),
+    "kib_per_mac": Assumption(
+        0.25, 0.06, 0.5, "SRAM where its size is not public; UNPU, LNPU and DNPU have 0.06 to 0.38"
+    ),
 }
 # Supplies of 1.1 V and above at 65 nm are those of a low-power process, whose nominal supply is 1.2 V.
 PROCESSES = {65: "low_power", 28: "general", 7: "general"}
