@@ -197,15 +197,19 @@ def test_a_step_with_few_bits(case):
     """In float32 the twin is the model itself, state and gradients included; with 8 bits its gradient descends."""
     quantised = quantize(case.fn)
 
-    def loss(apply, params):
-        predictions, state = apply(params)
-        return jnp.mean(predictions**2), (predictions, state)
+    def loss(results):
+        return jnp.mean(results[0] ** 2)
 
     def step(apply, params):
-        return jax.value_and_grad(functools.partial(loss, apply), has_aux=True)(params)
+        def value_and_results(params):
+            results = apply(params)
+            return loss(results), results
+
+        return jax.value_and_grad(value_and_results, has_aux=True)(params)
 
     formats = [
-        init_precision(case.fn, PrecisionRules({"*": rule}), case.params, *case.args) for rule in (FLOAT, LayerRule())
+        init_precision(case.fn, PrecisionRules({"*": rule}), case.params, *case.args, loss=loss)
+        for rule in (FLOAT, LayerRule())
     ]
 
     @jax.jit
@@ -219,7 +223,7 @@ def test_a_step_with_few_bits(case):
         jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]) for _, gradient in (plain, in_8_bits)
     )
     assert not jnp.array_equal(exact, rough)
-    assert exact @ rough > 0.8 * jnp.linalg.norm(exact) * jnp.linalg.norm(rough)
+    assert exact @ rough > 0.98 * jnp.linalg.norm(exact) * jnp.linalg.norm(rough)
 
 
 def test_cost_of_a_training_step(case):
