@@ -19,7 +19,7 @@ import yaml
 
 from codesign.rundir import read_yaml
 
-MODELS = ("lenet", "mlp", "resnet8", "resnet20")
+MODELS = ("lenet", "mlp", "resnet8", "resnet20", "ds_cnn", "mobilenet_vww")  # `nets.models.MODELS`, without its imports
 
 
 @dataclass(frozen=True)

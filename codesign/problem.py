@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +91,8 @@ def load_model(name: str, dataset: Dataset, seed: int) -> nnx.Module:
     """A reference network by name, or whatever `module:function` of the user's own returns.
 
     Raises:
-      ValueError: the module or function cannot be imported, or does not return an NNX module.
+      ValueError: the module or function cannot be imported, the function does not return an NNX module, or the module
+        does not map images of the dataset to its logits.
     """
     if ":" not in name:
         return make_model(name, dataset.input_shape, dataset.num_classes, seed)
@@ -99,12 +101,40 @@ def load_model(name: str, dataset: Dataset, seed: int) -> nnx.Module:
         factory = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"model.name {name!r}: {error}; give module:function that can be imported from here") from None
-    model = factory(dataset.input_shape, dataset.num_classes, seed)
+    call = f"{function}({dataset.input_shape}, {dataset.num_classes}, seed)"
+    with _one_line(f"model.name {name!r}: expected {call} to return a model"):
+        model = factory(dataset.input_shape, dataset.num_classes, seed)
     if not isinstance(model, nnx.Module):
         raise ValueError(
             f"model.name {name!r}: expected a flax.nnx.Module, got {type(model).__name__}; return the model"
         )
+    _check_logits(name, model, dataset)
     return model
+
+
+def _check_logits(name: str, model: nnx.Module, dataset: Dataset) -> None:
+    """Refuse a model that does not map images of the dataset to logits."""
+    images = jax.ShapeDtypeStruct((2, *dataset.input_shape), jnp.float32)
+    forward, params, rest = split_model(model)
+    with _one_line(f"model.name {name!r}: expected a model that takes images {images.shape} and nothing else"):
+        logits = jax.eval_shape(lambda x: forward(params, rest, x, None, False)[0], images)
+    expected = (2, dataset.num_classes)
+    if getattr(logits, "shape", None) != expected:
+        got = getattr(logits, "shape", type(logits).__name__)
+        raise ValueError(
+            f"model.name {name!r}: expected logits of shape {expected} for 2 images of {dataset.name}, got {got}; the last "
+            "layer needs one output per class"
+        )
+
+
+@contextlib.contextmanager
+def _one_line(expectation: str) -> Iterator[None]:
+    """Errors of the user's own code, whatever they are, as a `ValueError` of one line."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise ValueError(f"{expectation}, got {type(error).__name__}: {lines[0]}; correct the model") from error
 
 
 def load_chip(config: ChipConfig) -> Chip:
