@@ -294,12 +294,15 @@ def search_neighbours(
     task: Task, design: Design, bits: jax.Array, prices: jax.Array, key: jax.Array, *,
     start: mapper.Candidates | None, evaluations: int,
 ) -> mapper.Candidates:  # fmt: skip
-    """Candidates for a design: the best of its own chip, and behind them the single best of each neighbour."""
+    """Candidates for a design: the best of its own chip, and behind them the single best of each neighbour.
+
+    Neighbours only show where to grow: half the effort is spent on each.
+    """
     work = task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits)
     found = [
         search_mappings(
             chip, *work, prices, jax.random.fold_in(key, i), slots=task.slots, tables=task.tables,
-            start=start, evaluations=evaluations, num_best=task.num_candidates,
+            start=start, evaluations=evaluations // (1 if i == 0 else 2), num_best=task.num_candidates,
         )
         for i, chip in enumerate(task.neighbours(design))
     ]  # fmt: skip

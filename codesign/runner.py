@@ -229,10 +229,12 @@ class Run:
         """The state with new candidate mappings."""
         state = refresh_mappings(self.task, state, key)
         num_operations, num_candidates = state.mappings.scores.shape
-        num_chips = 1 + num_candidates - self.task.num_candidates
+        searched = self.task.refresh_evaluations + self.task.refresh_evaluations // 2 * (
+            num_candidates - self.task.num_candidates  # neighbours, at half the effort
+        )
         # Until the next refresh every step evaluates all candidates with their gradient, which counts three times.
         steps = 3 * num_candidates * self.config.search.refresh_every
-        self._count(stage, num_operations * (num_chips * self.task.refresh_evaluations + steps))
+        self._count(stage, num_operations * (searched + steps))
         return state
 
     def _count(self, stage: Stage, evaluations: int) -> None:

@@ -26,19 +26,14 @@ from codesign.progress import TerminalProgress
 from codesign.rundir import RESULT, read_result
 from codesign.runner import run
 
-JOINT_WEIGHTS = (0.03, 0.1, 0.3)
-SEQUENTIAL_WEIGHTS = (0.01, 0.03, 0.1, 0.2, 0.3)
-"""Penalty weights that each chooses from, on validation data by the same rule."""
-
 ALL_BASELINES = BaselinesConfig(
-    include=("float32", "uniform8", "sequential", "random", "joint_without_bits", "joint_without_chip"),
-    sequential_weights=SEQUENTIAL_WEIGHTS,
+    include=("float32", "uniform8", "sequential", "random", "joint_without_bits", "joint_without_chip")
 )
 
 
 def configs(seeds: int, quick: bool) -> list[Config]:
     """One config per seed: the demo's settings with every baseline."""
-    train, objective, baselines = TrainConfig(), ObjectiveConfig(cost_weights=JOINT_WEIGHTS), ALL_BASELINES
+    train, objective, baselines = TrainConfig(), ObjectiveConfig(), ALL_BASELINES
     if quick:
         train, seeds = TrainConfig(pretrain_epochs=2, epochs=3, finetune_epochs=1), min(seeds, 2)
         objective, baselines = ObjectiveConfig(cost_weights=(0.3,)), replace(ALL_BASELINES, sequential_weights=(0.3,))
