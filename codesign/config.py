@@ -152,7 +152,7 @@ class SearchConfig:
 class ObjectiveConfig:
     """What is minimised beside the task loss, and the limits the design must keep. None is no limit."""
 
-    cost_weights: tuple[Positive, ...] = (0.03, 0.05, 0.1, 0.2, 0.3)
+    cost_weights: tuple[Positive, ...] = (0.03, 0.1, 0.3)
     """Weights of log(energy x latency) of a training step against the task loss; one is chosen on validation data."""
     area_mm2: Positive | None = None
     """Largest chip area in mm2."""
@@ -172,7 +172,7 @@ class BaselinesConfig:
         Literal["float32", "uniform8", "sequential", "random", "joint_without_bits", "joint_without_chip"], ...
     ] = ("float32", "uniform8", "sequential")
     """Baselines to run."""
-    sequential_weights: tuple[Positive, ...] = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3)
+    sequential_weights: tuple[Positive, ...] = (0.01, 0.03, 0.1, 0.2, 0.3)
     """Penalties on bit operations that the sequential baseline chooses from, on validation data."""
     random_chips: Count | None = None
     """Chips that the random baseline draws; None: as many as make its evaluations those of the joint search."""
