@@ -134,7 +134,9 @@ def uneven_mappings(bounds: dict[str, int], stride=(1, 1), dilation=(1, 1)) -> I
             yield Nest(bounds, stride, dilation, temporal, spatial, list(order), everything)
 
 
-@pytest.mark.parametrize("name", UNEVEN_NESTS)
+@pytest.mark.parametrize(
+    "name", ["matrix product", "row", *(pytest.param(n, marks=pytest.mark.slow) for n in list(UNEVEN_NESTS)[2:])]
+)
 def test_counts_of_uneven_factors_equal_the_executed_nest(x64, name):
     """Words that enter all instances of every level, where edge tiles are smaller and instances may idle.
 

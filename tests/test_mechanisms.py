@@ -36,7 +36,10 @@ def fn(params, x):
     return jax.nn.relu(h) @ params["out"]["kernel"]
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+FAST = ("slices", "masks", "controller", "block8")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MECHANISMS])
 def test_every_mechanism_goes_through_every_transformation(name):
     rule = MECHANISMS[name]
     keys = jax.random.split(KEY, 4)

@@ -271,6 +271,7 @@ def test_products_in_a_scan_are_refused_with_a_way_out(library):
         init_precision(case.fn, PrecisionRules({"*": LayerRule()}), case.params, *case.args)
 
 
+@pytest.mark.slow
 def test_the_guide_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     """The first block is the file it names; the command and the other blocks follow it."""
     guide = (Path(__file__).parent.parent / "docs" / "own-model.md").read_text(encoding="utf-8")

@@ -151,7 +151,7 @@ def setup(name, rule, frozen=(), batch=16):
     return loss, params, state
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet8"])
+@pytest.mark.parametrize("name", ["lenet", pytest.param("resnet8", marks=pytest.mark.slow)])
 def test_masks_change_no_gradient_and_keep_less(name):
     plain, masked = (setup(name, LayerRule(learn=False, masks=masks)) for masks in (False, True))
     results = [
@@ -168,6 +168,7 @@ def packed_bytes(shape, bits):
     return 4 * bits * shape[0] * -(-int(np.prod(shape[1:])) // 32)
 
 
+@pytest.mark.slow
 def test_low_bit_activations_shrink_residuals_and_compiled_memory_as_predicted():
     fmt, batch = make_local_format(4), 64
     loss, params, state = setup("resnet8", LayerRule(learn=False, saved=fmt), batch=batch)

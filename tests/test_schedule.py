@@ -256,6 +256,7 @@ def test_residency_gradients(x64):
         check_grads(lambda b, c: residency(step, b, c), (widths, jnp.array(capacity)), order=1, modes=["fwd", "rev"])
 
 
+@pytest.mark.slow
 def test_step_gradients_equal_differences(x64):
     step, chip = two_layer_step(), make_chip(shared_kib=0.3, shared_banks=4, resident_fraction=0.5)
 
