@@ -294,19 +294,21 @@ def search_neighbours(
     task: Task, design: Design, bits: jax.Array, prices: jax.Array, key: jax.Array, *,
     start: mapper.Candidates | None, evaluations: int,
 ) -> mapper.Candidates:  # fmt: skip
-    """Candidates for a design: the best of its own chip, and behind them the single best of each neighbour.
-
-    Neighbours only show where to grow: half the effort is spent on each.
-    """
+    """Candidates for a design: the best of its own chip, and behind them the single best of each neighbour."""
     work = task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits)
     found = [
         search_mappings(
             chip, *work, prices, jax.random.fold_in(key, i), slots=task.slots, tables=task.tables,
-            start=start, evaluations=evaluations // (1 if i == 0 else 2), num_best=task.num_candidates,
+            start=start, evaluations=neighbour_evaluations(evaluations) if i else evaluations, num_best=task.num_candidates,
         )
         for i, chip in enumerate(task.neighbours(design))
     ]  # fmt: skip
     return mapper.with_neighbours(found)
+
+
+def neighbour_evaluations(evaluations: int) -> int:
+    """Mappings tried for a neighbour where the chip itself gets `evaluations`: it only shows where to grow."""
+    return evaluations // 2
 
 
 def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:

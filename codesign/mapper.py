@@ -215,7 +215,8 @@ def _anneal(
             return score(price(chip, operation, accesses, bits, density, resident), prices)
 
         accesses = count_batch(problems.operation, to_mapping(genomes, bounds, slots))
-        return jax.vmap(one, in_axes=-1)(problems.operation, accesses, *problems[1:4]), accesses
+        widths, density, resident = problems.bits, problems.density, problems.resident
+        return jax.vmap(one, in_axes=-1)(problems.operation, accesses, widths, density, resident), accesses
 
     def moved(key: jax.Array, genomes: Genome, num_moves: jax.Array) -> Genome:
         def move(i, genomes):

@@ -16,7 +16,15 @@ from codesign import rundir
 from codesign.baselines import random_chips
 from codesign.checkpoint import Checkpoint, Checkpoints
 from codesign.config import Config, config_to_dict, dump_config, fingerprint
-from codesign.cooptimize import State, StepFunction, make_step, refresh_mappings, refresh_noise, start_phase
+from codesign.cooptimize import (
+    State,
+    StepFunction,
+    make_step,
+    neighbour_evaluations,
+    refresh_mappings,
+    refresh_noise,
+    start_phase,
+)
 from codesign.cost_report import describe_cost, inference_cost
 from codesign.design import physical_values, with_values
 from codesign.evaluation import evaluate_chip
@@ -229,9 +237,8 @@ class Run:
         """The state with new candidate mappings."""
         state = refresh_mappings(self.task, state, key)
         num_operations, num_candidates = state.mappings.scores.shape
-        searched = self.task.refresh_evaluations + self.task.refresh_evaluations // 2 * (
-            num_candidates - self.task.num_candidates  # neighbours, at half the effort
-        )
+        evaluations, num_neighbours = self.task.refresh_evaluations, num_candidates - self.task.num_candidates
+        searched = evaluations + num_neighbours * neighbour_evaluations(evaluations)
         # Until the next refresh every step evaluates all candidates with their gradient, which counts three times.
         steps = 3 * num_candidates * self.config.search.refresh_every
         self._count(stage, num_operations * (searched + steps))

@@ -6,6 +6,7 @@ factor of 1 and of 2.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -63,30 +64,27 @@ def count(operation: Operation, mapping: Mapping, conventions: Conventions = TIM
 
     Returns:
       Counts in words, exact for integer factors (docs/conventions.md, 11, says how far where they do not divide) and
-      continuous in real-valued ones. They have gradients, in reverse
-      mode, with respect to `mapping.temporal` and `mapping.spatial` and to nothing else; under `ZIGZAG` none.
+      continuous in real-valued ones. They have gradients, in reverse mode, with respect to `mapping.temporal` and
+      `mapping.spatial` and to nothing else; under `ZIGZAG` none.
 
     Source: the conventions are those of Timeloop (Parashar et al., ISPASS 2019), rederived and checked point by point.
     """
     if conventions == TIMELOOP:
         return _count(operation, mapping)
-
-    def counted(operation: Operation, mapping: Mapping) -> Accesses:
-        return _accesses(operation, mapping, count_traffic(operation, mapping, conventions))
-
-    return batch_last(counted)(operation, mapping)
+    return batch_last(partial(count_batch, conventions=conventions))(operation, mapping)
 
 
-def count_batch(operations: Operation, mappings: Mapping) -> Accesses:
+def count_batch(operations: Operation, mappings: Mapping, conventions: Conventions = TIMELOOP) -> Accesses:
     """Counts of a batch along the last axis of every array: `count` without gradients, for searches that keep this layout.
 
     Args:
       operations, mappings: of arrays with a trailing batch axis.
+      conventions: as for `count`.
 
     Returns:
       Counts with a trailing batch axis.
     """
-    return _accesses(operations, mappings, count_traffic(operations, mappings, TIMELOOP))
+    return _accesses(operations, mappings, count_traffic(operations, mappings, conventions))
 
 
 @jax.custom_vjp

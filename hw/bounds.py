@@ -9,7 +9,7 @@ import numpy as np
 
 from hw.arithmetic import partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
-from hw.cost import REDUCED
+from hw.cost import REDUCED, with_defaults
 from hw.operation import LOOPS, RELEVANT, Operation
 from hw.windows import distinct_offsets
 
@@ -84,8 +84,7 @@ def lower_bound(
     Returns:
       The bound, differentiable almost everywhere.
     """
-    density = jnp.ones(2, bits.dtype) if density is None else density
-    resident = jnp.zeros(3, bits.dtype) if resident is None else resident
+    density, resident = with_defaults(bits, density, resident)
     accumulated = operation.accumulated > 0.5
     read_bits = jnp.stack([jnp.where(accumulated[0], bits[1], bits[0]), jnp.where(accumulated[2], bits[1], bits[2])])
     summed = jnp.prod(jnp.where(REDUCED, operation.bounds[None], 1.0), axis=1)

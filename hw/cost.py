@@ -70,7 +70,7 @@ class Cost:
           chip: the chip.
           bits, density, resident: as they were given to `evaluate`.
         """
-        return cost_text(self, operation, mapping, chip, bits, density, resident)
+        return cost_text(self, operation, mapping, chip, bits, *with_defaults(bits, density, resident))
 
     def _repr_html_(self) -> str:
         return cost_html(self)
@@ -88,9 +88,17 @@ def evaluate(
 
     `density` defaults to 1 (every product is computed) and `resident` to 0 (all operands start and end in DRAM).
     """
-    density = jnp.ones(2, bits.dtype) if density is None else density
-    resident = jnp.zeros(3, bits.dtype) if resident is None else resident
-    return price(chip, operation, count(operation, mapping), bits, density, resident)
+    return price(chip, operation, count(operation, mapping), bits, *with_defaults(bits, density, resident))
+
+
+def with_defaults(
+    bits: jax.Array, density: jax.Array | None, resident: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Density (2,), by default 1, and residency (3,), by default 0, in the dtype of bits (3,)."""
+    return (
+        jnp.ones(2, bits.dtype) if density is None else density,
+        jnp.zeros(3, bits.dtype) if resident is None else resident,
+    )
 
 
 def price(

@@ -34,12 +34,10 @@ def cost_text(
     mapping: Mapping,
     chip: Chip,
     bits: jax.Array,
-    density: jax.Array | None = None,
-    resident: jax.Array | None = None,
+    density: jax.Array,
+    resident: jax.Array,
 ) -> str:
     """Text for people; see `Cost.explain`."""
-    density = jnp.ones(2, bits.dtype) if density is None else density
-    resident = jnp.zeros(3, bits.dtype) if resident is None else resident
     accesses, joules, shares = _details(chip, operation, mapping, bits, density, resident)
     sections = [
         _operation_line(operation, bits),
