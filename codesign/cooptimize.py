@@ -290,6 +290,17 @@ def _penalty(task: Task, phase: Phase, weight: jax.Array, groups, state: State):
     return penalty, metrics | {f"excess_{name}": value for name, value in excess.items()}, excess, prices
 
 
+def penalised(task: Task, phase: Phase, state: State, bits: jax.Array) -> float:
+    """What a phase pays the logarithm of, at the chip and mappings of a state: EDP in J s, or bit operations of a step."""
+    workload = task.workload
+    operation_bits = workload.operation_bits(bits)
+    if phase.penalty == "bit_operations":
+        return float(bit_operations(workload.step, operation_bits))
+    chip = task.space.chip(state.design)
+    work = workload.step, operation_bits, workload.tensor_bits(bits)
+    return float(step_cost(chip, *work, state.mappings.accesses, state.prices).edp)
+
+
 def search_neighbours(
     task: Task, design: Design, bits: jax.Array, prices: jax.Array, key: jax.Array, *,
     start: mapper.Candidates | None, evaluations: int,
@@ -311,12 +322,11 @@ def neighbour_evaluations(evaluations: int) -> int:
     return evaluations // 2
 
 
-def refresh_mappings(task: Task, state: State, key: jax.Array) -> State:
+def refresh_mappings(task: Task, state: State, key: jax.Array, evaluations: int) -> State:
     """Search anew for candidate mappings of the chip as it stands and of its neighbours, starting from those it has."""
     found = search_neighbours(
-        task, state.design, state.precision.bits(), state.prices, key,
-        start=state.mappings, evaluations=task.refresh_evaluations,
-    )  # fmt: skip
+        task, state.design, state.precision.bits(), state.prices, key, start=state.mappings, evaluations=evaluations
+    )
     return dataclasses.replace(state, mappings=found)
 
 

@@ -21,6 +21,7 @@ from codesign.cooptimize import (
     StepFunction,
     make_step,
     neighbour_evaluations,
+    penalised,
     refresh_mappings,
     refresh_noise,
     start_phase,
@@ -30,7 +31,8 @@ from codesign.design import physical_values, with_values
 from codesign.evaluation import evaluate_chip
 from codesign.legalize import legal_chip, polish
 from codesign.mapper import make_tables, replace_best
-from codesign.objective import bit_operations, step_cost
+from codesign.narrowing import narrow
+from codesign.objective import step_cost
 from codesign.problem import (
     asked_budgets,
     batch_size,
@@ -53,7 +55,7 @@ from nets.data import Dataset, batches
 from nets.precision import LayerRule, freeze
 from nets.training import Metrics, evaluate
 
-_FINAL_EFFORT = 4  # mappings tried per operation in a final evaluation, as a multiple of `search.evaluations`
+_FINAL_EFFORT = 4  # mappings tried per operation for a last iterate and in a final evaluation, in `search.evaluations`
 _CHECKPOINT_STEPS = 200  # steps lost at most by a kill
 _COST_KEYS = (
     "energy_uj", "latency_ms", "edp_js", "area_mm2", "power_mw", "intervals",
@@ -192,8 +194,11 @@ class Run:
     def _advance(self, stage: Stage, step_fn: StepFunction, step: int, batch: tuple[Any, Any], key: jax.Array) -> None:
         """One step, after a refresh where one is due."""
         state = self.states["current"]
-        if stage.phase.penalty == "edp" and step % self.config.search.refresh_every == 0:
-            state = self._refreshed(stage, state, jax.random.fold_in(key, 1))
+        is_last = step + 1 == self._num_steps(stage)
+        if stage.phase.penalty == "edp" and (is_last or step % self.config.search.refresh_every == 0):
+            # The last iterate gets the effort of a final answer, or what legalising costs would be lost in what it finds.
+            evaluations = _FINAL_EFFORT * self.task.evaluations if is_last else self.task.refresh_evaluations
+            state = self._refreshed(stage, state, jax.random.fold_in(key, 1), evaluations)
         if stage.phase.learn_bits and step % self.config.search.noise_every == 0:
             state = refresh_noise(self.task, state, *batch, jax.random.fold_in(key, 2))
         state, metrics = step_fn(state, *batch, key)
@@ -209,14 +214,23 @@ class Run:
 
     def _prepared(self, stage: Stage) -> State:
         """The state a stage starts from, with the formats it wants."""
-        slot = f"try {choose(self.notes['tries'][stage.method])}" if stage.start == "best" else stage.start
-        state = self.states[slot]
+        state = self._best_try(stage) if stage.start == "best" else self.states[stage.start]
         if stage.bits is not None:
             state = self._with_formats(state, LayerRule(*(stage.bits,) * 4))
         elif stage.phase.quantised and not stage.phase.learn_bits:
-            # Flags stay as they are, so that every state of a run has one structure.
-            frozen = dataclasses.replace(freeze(state.precision), learned=state.precision.learned)
-            state = dataclasses.replace(state, precision=frozen)
+            state = dataclasses.replace(state, precision=freeze(state.precision))
+        return state
+
+    def _best_try(self, stage: Stage) -> State:
+        """The chosen try of a stage's method, widths that it learned narrowed by what it paid for."""
+        chosen = choose(self.notes["tries"][stage.method])
+        state = self.states[f"try {chosen}"]
+        tries = [other for other in self.stages if other.method == stage.method and other.finish == "try"]
+        if not (phase := tries[chosen].phase).learn_bits:
+            return state
+        state, tried = narrow(self.task, phase, state, self.dataset.train)
+        if phase.penalty == "edp":
+            self._count(stage, tried * state.mappings.scores.size)
         return state
 
     def _batches(self, stage: Stage, first_step: int, total: int) -> Iterator[tuple[int, tuple[Any, Any]]]:
@@ -233,11 +247,11 @@ class Run:
                 if step >= first_step:
                     yield step, batch
 
-    def _refreshed(self, stage: Stage, state: State, key: jax.Array) -> State:
-        """The state with new candidate mappings."""
-        state = refresh_mappings(self.task, state, key)
+    def _refreshed(self, stage: Stage, state: State, key: jax.Array, evaluations: int) -> State:
+        """The state with new candidate mappings, `evaluations` tried per operation."""
+        state = refresh_mappings(self.task, state, key, evaluations)
         num_operations, num_candidates = state.mappings.scores.shape
-        evaluations, num_neighbours = self.task.refresh_evaluations, num_candidates - self.task.num_candidates
+        num_neighbours = num_candidates - self.task.num_candidates
         searched = evaluations + num_neighbours * neighbour_evaluations(evaluations)
         # Until the next refresh every step evaluates all candidates with their gradient, which counts three times.
         steps = 3 * num_candidates * self.config.search.refresh_every
@@ -297,16 +311,12 @@ class Run:
 
     def _try(self, stage: Stage, key: jax.Array) -> None:
         """Keep the state of one try, with what it is chosen by: validation accuracy and what it pays for."""
-        state, task = self.states["current"], self.task
-        work = self._work(state.precision.bits())
-        if stage.phase.penalty == "bit_operations":
-            cost = bit_operations(*work[:2])
-        else:
-            cost = step_cost(task.space.chip(state.design), *work, state.mappings.accesses, state.prices).edp
+        state = self.states["current"]
+        cost = penalised(self.task, stage.phase, state, state.precision.bits())
         tried = self.notes.setdefault("tries", {}).setdefault(stage.method, [])
         self.states[f"try {len(tried)}"] = state
         accuracy = self._evaluate(True, "validation").accuracy
-        tried.append({"weight": stage.phase.weight, "validation_accuracy": accuracy, "cost": float(cost)})
+        tried.append({"weight": stage.phase.weight, "validation_accuracy": accuracy, "cost": cost})
 
     def _legalise(self, stage: Stage, key: jax.Array) -> None:
         """Pin the chip to its grain, search mappings anew, polish; note what each did to the EDP."""

@@ -55,7 +55,7 @@ def measure(rounds: int = 15, inner: int = 10) -> dict[str, Any]:
     for name, phase in PHASES.items():
         step, start = make_step(task, phase, num_steps), start_phase(task, phase, state, num_steps)
         runs[name] = functools.partial(step, start, images, labels, key)
-    runs["refresh_mappings"] = lambda: refresh_mappings(task, state, key).mappings.scores
+    runs["refresh_mappings"] = lambda: refresh_mappings(task, state, key, task.refresh_evaluations).mappings.scores
     runs["refresh_noise"] = lambda: refresh_noise(task, state, images, labels, key).noise.energy
     for name, call in runs.items():
         started = time.perf_counter()

@@ -126,8 +126,10 @@ def partial_sum_bits(mac: Mac, bits: jax.Array, reduction: jax.Array) -> jax.Arr
 def product_cycles(mac: Mac, bits: jax.Array) -> jax.Array:
     """Cycles one product takes, shape (): slice pairs, bits, or the share of a cycle where products run side by side.
 
-    Whole slices, bricks and bits in the forward pass, straight-through in the gradient. Bricks serve whole products
-    per axis: of four, three are one product and an idle brick.
+    Whole slices, bricks and bits in the forward pass. The gradient is the slope of the chord to the next width that takes
+    fewer cycles, per operand: what a narrower width saves, over the bits that it takes to get there. So five bits in
+    slices of four feel all of the second slice, eight a quarter of it, and one slice has nothing left to lose. Bricks
+    serve whole products per axis: of four, three are one product and an idle brick.
 
     Args:
       mac: the unit.
@@ -136,14 +138,17 @@ def product_cycles(mac: Mac, bits: jax.Array) -> jax.Array:
     Source: Bit Fusion (ISCA 2018) for "fusion", Stripes (MICRO 2016) for "serial", UNPU (JSSC 2019) for "lut".
     """
     if mac.style == "slices":
-        slices = bits / mac.slice_bits
-        return _straight_through(jnp.ceil(slices), slices).prod()
+        slices = jnp.ceil(bits / mac.slice_bits)
+        return _with_chord(slices, bits, slices - 1.0, mac.slice_bits * (slices - 1.0)).prod()
     if mac.style == "fusion":
-        return _straight_through(_occupied_share(mac, bits), bits / mac.widths).prod()
-    if mac.style == "serial":
-        return _straight_through(jnp.ceil(bits[0]), bits[0])
-    if mac.style == "lut":
-        return _straight_through(jnp.ceil(bits[0]), bits[0]) / _table(bits, "products")
+        copies = _parallel_products(mac, bits)
+        narrower = mac.slice_bits * jnp.floor(_bricks(mac) / (copies + 1.0))
+        lower = 1.0 / _parallel_products(mac, jnp.maximum(narrower, 1.0))
+        return _with_chord(1.0 / copies, bits, lower, narrower).prod()
+    if mac.style in ("serial", "lut"):
+        serial = jnp.ceil(bits[0])
+        cycles = _with_chord(serial, bits[0], serial - 1.0, serial - 1.0)
+        return cycles if mac.style == "serial" else cycles / _table(bits, "products")
     return jnp.ones((), bits.dtype)
 
 
@@ -258,11 +263,15 @@ def _multiplier_widths(mac: Mac) -> tuple[Any, Any]:
     return mac.widths[0], mac.widths[1]
 
 
-def _occupied_share(mac: Mac, bits: jax.Array) -> jax.Array:
-    """Share of the bricks along each axis that a product occupies, idle ones included, shape (2,)."""
-    bricks, needed = jnp.ceil(mac.widths / mac.slice_bits), jnp.ceil(bits / mac.slice_bits)
+def _bricks(mac: Mac) -> jax.Array:
+    """Bricks along each axis, shape (2,)."""
+    return jnp.ceil(mac.widths / mac.slice_bits)
+
+
+def _parallel_products(mac: Mac, bits: jax.Array) -> jax.Array:
+    """Products side by side along each axis of the bricks, shape (2,)."""
     # Operands too wide, which is a violation, still take all bricks.
-    return 1.0 / jnp.maximum(jnp.floor(bricks / needed), 1.0)
+    return jnp.maximum(jnp.floor(_bricks(mac) / jnp.ceil(bits / mac.slice_bits)), 1.0)
 
 
 def _cut_bits(mac: Mac) -> jax.Array:
@@ -286,6 +295,16 @@ def _table_read(technology: Technology) -> jax.Array:
     return technology["register.energy.read"] * depth**2 / (depth + technology["register.energy.read_depth"])
 
 
-def _straight_through(rounded: jax.Array, x: jax.Array) -> jax.Array:
-    """The rounded value; the gradient passes as if it were x, or a width would never feel what a whole slice costs."""
-    return jax.lax.stop_gradient(rounded) + (x - jax.lax.stop_gradient(x))
+def _with_chord(value: jax.Array, bits: jax.Array, lower: jax.Array, narrower: jax.Array) -> jax.Array:
+    """A staircase's value at whole `bits`, with the slope of the chord to its next lower step.
+
+    Args:
+      value: at `bits`.
+      bits: widths, real-valued; whole ones are meant.
+      lower: value of the next lower step.
+      narrower: widest width on that step; below one bit there is none, and the slope is zero.
+    """
+    distance = jnp.ceil(bits) - narrower  # at least 1 wherever it is used
+    slope = jnp.where(narrower >= 1.0, (value - lower) / jnp.maximum(distance, 1.0), 0.0)
+    value, slope = jax.lax.stop_gradient((value, slope))
+    return value + slope * (bits - jax.lax.stop_gradient(bits))

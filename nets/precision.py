@@ -212,6 +212,32 @@ def freeze(precision: Precision) -> Precision:
     )
 
 
+def narrowed(precision: Precision, bits: jax.Array, off_the_top: jax.Array) -> Precision:
+    """Frozen formats of fewer bits.
+
+    Args:
+      precision: frozen formats, see `freeze`.
+      bits: widths, whole numbers of at most those present, shape (P, 4); those of named formats and of float32 stay.
+      off_the_top: how many of the lost bits shorten the range of weights and inputs, shape (P, 2), so that more values
+        saturate; the others coarsen the step.
+
+    Returns:
+      Formats of `bits` bits; where nothing changes, the same numbers as before.
+    """
+    present = precision.bits()
+    lost = present - bits
+    log2_step = precision.log2_step + lost[:, :2] - off_the_top
+    levels = 2.0 ** (bits[:, :2] - jnp.array(precision.signed, bits.dtype)) - 1.0
+    log2_range = log2_step + fixed_point.log2_levels(levels)
+    changed = lost > 0.0
+    return dataclasses.replace(
+        precision,
+        log2_step=jnp.where(changed[:, :2], log2_step, precision.log2_step),
+        log2_range=jnp.where(changed[:, :2], log2_range, precision.log2_range),
+        error_bits=jnp.where(changed[:, 2:], bits[:, 2:], precision.error_bits),
+    )
+
+
 def unfreeze(precision: Precision) -> Precision:
     """The same formats, trained again."""
     return dataclasses.replace(precision, frozen=False)

@@ -272,15 +272,22 @@ def test_a_tree_adds_as_many_bits_as_its_stages(x64):
     assert 8 * transistors(mac, TECHNOLOGY) == pytest.approx(8 * 37.5 * 7.5**2 + 63.5 * 31 + 36 * adders)
 
 
-def test_slices_pass_their_gradient_straight_through(x64):
-    mac = make_mac("slices", slice_bits=4.0)
-    # ceil(9/4) ceil(4/4) = 3 * 1; d/da = 1/4 * 1, d/db = 3 * 1/4.
-    gradient = jax.grad(lambda bits: product_cycles(mac, bits))(jnp.array([9.0, 4.0]))
-    assert gradient.tolist() == [0.25, 0.75]
-    # Bricks: shares 1/2 and 1 of an 8 x 8 bit unit; d/da = 1/8 * 1, d/db = 1/2 * 1/8.
-    mac = make_mac("fusion", slice_bits=2.0)
-    gradient = jax.grad(lambda bits: product_cycles(mac, bits))(jnp.array([3.0, 8.0]))
-    assert gradient.tolist() == [0.125, 0.0625]
+def test_cycles_have_the_slope_of_the_chord_to_the_next_cheaper_width(x64):
+    def slope(style: str, slice_bits: float, *bits: float) -> list[float]:
+        mac = make_mac(style, slice_bits=slice_bits)
+        return jax.grad(lambda bits: product_cycles(mac, bits))(jnp.array(bits)).tolist()
+
+    # Slices of 4: 9 x 6 bits take 3 * 2 cycles; one bit less makes 2 * 2, two bits less of the other 3 * 1.
+    assert slope("slices", 4.0, 9.0, 6.0) == [2.0, 1.5]
+    # 12 x 4: four bits to the next width, and one slice has nothing to lose.
+    assert slope("slices", 4.0, 12.0, 4.0) == [0.25, 0.0]
+    # Bricks of 2 of an 8 x 8 bit unit: 3 bits take 1/2 of it, 2 bits 1/4; 8 bits all, 4 bits 1/2.
+    assert slope("fusion", 2.0, 3.0, 8.0) == [0.25, 0.5 * 0.125]
+    # Three of four bricks leave one idle: 5 bits take what 8 do, so that only 4 are cheaper.
+    assert slope("fusion", 2.0, 5.0, 8.0) == [0.5, 0.125]
+    # Bit by bit; a single bit cannot be halved.
+    assert slope("serial", 4.0, 5.0, 8.0) == [1.0, 0.0]
+    assert slope("serial", 4.0, 1.0, 8.0) == [0.0, 0.0]
 
 
 def test_partial_sums_hold_every_product():

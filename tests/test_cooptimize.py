@@ -120,7 +120,7 @@ def test_steps_compile_once(problem, measured):
     """Also after a refresh of mappings and noise, and for another weight: nothing changes its shape or type."""
     task, _, batch = problem
     states, _ = train(problem, "joint", measured, steps=2)
-    state = refresh_mappings(task, states[-1], jax.random.key(1))
+    state = refresh_mappings(task, states[-1], jax.random.key(1), task.refresh_evaluations)
     state = refresh_noise(task, state, *batch, jax.random.key(1))
     step = make_step(task, PHASES["joint"], NUM_STEPS)
     dearer = make_step(task, PHASES["joint"]._replace(weight=3.0), NUM_STEPS)
@@ -176,8 +176,8 @@ def test_multiplier_grows_while_its_budget_is_exceeded(chip_run):
 
 def test_refresh_keeps_the_best_and_adds_the_neighbours(problem):
     task, state, _ = problem
-    once = refresh_mappings(task, state, jax.random.key(0))
-    twice = refresh_mappings(task, once, jax.random.key(1))
+    once = refresh_mappings(task, state, jax.random.key(0), task.refresh_evaluations)
+    twice = refresh_mappings(task, once, jax.random.key(1), task.refresh_evaluations)
     num_neighbours = len(task.space.neighbours(state.design)) - 1
     assert once.mappings.scores.shape == (len(task.workload.names), task.num_candidates + num_neighbours)
     assert np.all(np.asarray(twice.mappings.scores[:, 0]) <= np.asarray(once.mappings.scores[:, 0]) + 1e-5)
