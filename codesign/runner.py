@@ -197,7 +197,8 @@ class Run:
         is_last = step + 1 == self._num_steps(stage)
         if stage.phase.penalty == "edp" and (is_last or step % self.config.search.refresh_every == 0):
             # The last iterate gets the effort of a final answer, or what legalising costs would be lost in what it finds.
-            evaluations = _FINAL_EFFORT * self.task.evaluations if is_last else self.task.refresh_evaluations
+            final = _FINAL_EFFORT * stage.effort * self.task.evaluations
+            evaluations = final if is_last else self.task.refresh_evaluations
             state = self._refreshed(stage, state, jax.random.fold_in(key, 1), evaluations)
         if stage.phase.learn_bits and step % self.config.search.noise_every == 0:
             state = refresh_noise(self.task, state, *batch, jax.random.fold_in(key, 2))

@@ -21,6 +21,7 @@ class Stage:
       phase: what moves.
       epochs: passes over the training set (of as many steps without data, where the network does not train).
       bits: width of every operand to start with; None keeps the state's formats.
+      effort: of the search for the mappings of its last iterate, as a multiple of that of a single try.
       finish: what follows: "calibrate" formats and keep the state as pretrained; "try": keep it as one of several to choose
         from; "legalise" chip and mappings; "report" the finished method.
     """
@@ -31,6 +32,7 @@ class Stage:
     epochs: int
     finish: Literal["calibrate", "try", "legalise", "report"]
     bits: int | None = None
+    effort: int = 1
 
     @property
     def method(self) -> str:
@@ -72,9 +74,9 @@ def plan(config: Config) -> tuple[Stage, ...]:
             for weight in config.baselines.sequential_weights
         ]
         chip_only = Phase(train=False, learn_chip=True, penalty="edp", weight=1.0)
-        # As many chip steps as all tries of the joint search together, so that both have the same cost evaluations.
-        chip_epochs = train.epochs * len(config.objective.cost_weights)
-        chip = Stage("sequential/chip", "best", chip_only, chip_epochs, "legalise")
+        # As many chip steps, and as much effort, as all tries of the joint search together: the same cost evaluations.
+        tried = len(config.objective.cost_weights)
+        chip = Stage("sequential/chip", "best", chip_only, train.epochs * tried, "legalise", effort=tried)
         return [*tries, chip, replace(finetune, name="sequential/finetune")]
 
     methods = {
