@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from codesign.evaluation import Evaluated
+from codesign.mapper import no_accesses
 from codesign.objective import full_density
 from codesign.tracing import Workload
-from codesign.uncertainty import interval, sample_step
+from codesign.uncertainty import QUICKLY_COMPILED, interval, sample_step
 from hw.accesses import Accesses
 from hw.bounds import LowerBound, lower_bound
 from hw.chip import Chip
 from hw.cost import Cost, price
 from hw.mapping import Mapping
 from hw.operation import Operation
-from hw.schedule import Step, StepCost
+from hw.schedule import StepCost
+from hw.step import Step, padded
 from hw.units import MILLIWATT, MM2
 
 NUM_EXPLAINED = 4
@@ -34,7 +36,7 @@ class Costed(NamedTuple):
       cost: at the constants' own values.
       drawn: the same under sampled technologies, see `codesign.uncertainty.sample_step`.
       operations, bounds: every operation run once, and what it costs at least under any mapping, (n,).
-      labels: of the n operations.
+      labels: of the operations that run; in an inference they are the first of those of the training step.
       batch: samples per step.
     """
 
@@ -52,7 +54,7 @@ class Costed(NamedTuple):
 
 def training_cost(workload: Workload, found: Evaluated, bits: jax.Array) -> Costed:
     """A training step under the mappings found for it; bits (P, 4)."""
-    return _costed(workload, workload.step, found, bits)._replace(cost=found.cost)
+    return _costed(workload, workload.step, found, found.cost, found.drawn, bits)
 
 
 def inference_cost(single: Workload, found: Evaluated, bits: jax.Array) -> Costed:
@@ -63,7 +65,19 @@ def inference_cost(single: Workload, found: Evaluated, bits: jax.Array) -> Coste
       found: mappings of its training step; those of the forward pass, its first operations, are taken.
       bits: (P, 4).
     """
-    return _costed(single, single.inference, found, bits)
+    step = padded(single.inference, like=single.step)
+    best = jax.tree.map(lambda x: x[:, 0], jax.device_get(found.candidates.accesses))
+    cost, drawn = sample_step(found.chip, step, best, single.operation_bits(bits), single.tensor_bits(bits))
+    return _costed(single, step, found, cost, drawn, bits)
+
+
+def compile_costs(chip: Chip, workload: Workload, bits: jax.Array) -> None:
+    """Compile what costs a training step or inference, by costing a step without accesses: in a thread beside a search."""
+    step, operation_bits, tensor_bits = workload.step, workload.operation_bits(bits), workload.tensor_bits(bits)
+    nothing = no_accesses(len(chip.names), len(step.multiplicity), operation_bits.dtype)
+    accesses = jax.tree.map(lambda x: np.moveaxis(x, -1, 0), nothing)
+    cost, _ = sample_step(chip, step, accesses, operation_bits, tensor_bits)
+    _price(chip, step.operations, accesses, operation_bits, cost.resident[np.asarray(step.operand_tensor)])
 
 
 def describe_cost(costed: Costed) -> dict[str, Any]:
@@ -146,32 +160,20 @@ def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, 
     return explained
 
 
-def _costed(workload: Workload, step: Step, found: Evaluated, bits: jax.Array) -> Costed:
+def _costed(
+    workload: Workload, step: Step, found: Evaluated, cost: StepCost, drawn: StepCost, bits: jax.Array
+) -> Costed:
     """A step of a workload, its operations under the first of the candidates found for the training step."""
-    chip, training, num = found.chip, workload.step, step.multiplicity.shape[0]
-    operation_bits, tensor_bits = workload.operation_bits(bits), workload.tensor_bits(bits)
-    first = jax.device_get(jax.tree.map(lambda x: x[:, 0], (found.candidates.mapping, found.candidates.accesses)))
-    mappings, accesses = jax.tree.map(lambda x: x[:num], first)
-    cost, drawn = sample_step(chip, step, accesses, operation_bits[:num], tensor_bits)
-    # All operations of the training step, for inference too: of one shape, they are compiled once.
-    resident = cost.resident[np.asarray(training.operand_tensor)]
-    priced = jax.device_get(_price(chip, training.operations, first[1], operation_bits, resident))
-    operations, bounds = jax.tree.map(lambda x: x[:num], priced)
-    return Costed(
-        chip,
-        step,
-        mappings,
-        operation_bits[:num],
-        cost,
-        drawn,
-        operations,
-        bounds,
-        workload.labels[:num],
-        workload.batch,
-    )
+    chip, operation_bits = found.chip, workload.operation_bits(bits)
+    candidates = found.candidates.mapping, found.candidates.accesses
+    mappings, accesses = jax.tree.map(lambda x: x[:, 0], jax.device_get(candidates))
+    resident = cost.resident[np.asarray(step.operand_tensor)]
+    operations, bounds = jax.device_get(_price(chip, step.operations, accesses, operation_bits, resident))
+    labels = workload.labels[: int(np.count_nonzero(step.multiplicity))]
+    return Costed(chip, step, mappings, operation_bits, cost, drawn, operations, bounds, labels, workload.batch)
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 def _price(
     chip: Chip, operations: Operation, accesses: Accesses, operation_bits: jax.Array, resident: jax.Array
 ) -> tuple[Cost, LowerBound]:
@@ -186,8 +188,8 @@ def _multiples(costed: Costed) -> tuple[float, float]:
 
     Vector work, transfers and residency do not depend on mappings; the chip leaks through the least latency, too.
     """
-    cost, bounds, runs = costed.cost, costed.bounds, costed.step.multiplicity
-    latency = jnp.sum(runs * bounds.latency) + jnp.sum(cost.vector_latency) + jnp.sum(cost.transfer_latency)
-    energy = jnp.sum(runs * bounds.energy) + jnp.sum(cost.vector_energy) + jnp.sum(cost.transfer_energy)
-    energy += costed.chip.leakage_power() * latency
+    cost, bounds, runs = costed.cost, costed.bounds, np.asarray(costed.step.multiplicity)
+    latency = np.sum(runs * bounds.latency) + np.sum(cost.vector_latency) + np.sum(cost.transfer_latency)
+    energy = np.sum(runs * bounds.energy) + np.sum(cost.vector_energy) + np.sum(cost.transfer_energy)
+    energy += cost.leakage_energy / cost.latency * latency
     return float(cost.energy / energy), float(cost.latency / latency)

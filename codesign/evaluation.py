@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from codesign import mapper
-from codesign.objective import full_density, next_prices, step_cost
+from codesign.objective import next_prices
+from codesign.uncertainty import sample_step
 from hw.chip import Chip
 from hw.schedule import Step, StepCost, residency
 
@@ -23,7 +26,8 @@ class Evaluated(NamedTuple):
       chip: the chip.
       candidates: mappings of every operation, (n, K), best first.
       prices: of a joule and a second at this cost, (2,).
-      cost: of the step under the best of them.
+      cost: of the step under the best of them; numpy arrays.
+      drawn: the same under sampled technologies, see `codesign.uncertainty.sample_step`.
       evaluations: (operation, mapping, chip) triples costed.
     """
 
@@ -31,6 +35,7 @@ class Evaluated(NamedTuple):
     candidates: mapper.Candidates
     prices: jax.Array
     cost: StepCost
+    drawn: StepCost
     evaluations: int
 
 
@@ -52,10 +57,10 @@ def search_mappings(
 
     From scratch the search anneals widely; from a `start` it stays near, for which a few evaluations suffice.
     """
-    rho = _residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
+    density: Any = np.ones((len(operation_bits), 2), operation_bits.dtype)
     return mapper.search(
         key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
-        density=full_density(operation_bits), resident=rho[step.operand_tensor],
+        density=density, resident=_resident(chip, step, tensor_bits),
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
         iterations=max(1, evaluations // NUM_CHAINS), temperature=_SCRATCH if start is None else _WARM, num_best=num_best,
     )  # fmt: skip
@@ -90,9 +95,10 @@ def evaluate(
             chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
             slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best,
         )  # fmt: skip
-        cost = step_cost(chip, step, operation_bits, tensor_bits, found.accesses, prices)
+        best = jax.tree.map(lambda x: x[:, 0], jax.device_get(found.accesses))
+        cost, drawn = sample_step(chip, step, best, operation_bits, tensor_bits)
         start, prices = found, next_prices(cost)
-    return Evaluated(chip, found, prices, cost, rounds * evaluations * operation_bits.shape[0])
+    return Evaluated(chip, found, prices, cost, drawn, rounds * evaluations * operation_bits.shape[0])
 
 
 def evaluate_chip(
@@ -114,9 +120,13 @@ def evaluate_chip(
     return found
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def initial_prices(chip: Chip, dtype) -> jax.Array:
     """Prices (2,) before any mapping is known: a second costs what a picojoule per MAC and cycle adds up to."""
-    return jnp.asarray([1.0, chip.num_macs() * chip.frequency() * 1e-12], dtype)
+    return jnp.stack([1.0, chip.num_macs() * chip.frequency() * 1e-12]).astype(dtype)
 
 
-_residency = jax.jit(residency)
+@jax.jit
+def _resident(chip: Chip, step: Step, tensor_bits: jax.Array) -> jax.Array:
+    """Resident share of the operands, (n, 3)."""
+    return residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)[step.operand_tensor]

@@ -1,13 +1,14 @@
 """What `trace` and `cost` tell about a model before anything is trained, as plain dicts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from codesign.config import ChipConfig
-from codesign.cost_report import describe_cost, describe_operations, inference_cost, training_cost
+from codesign.cost_report import compile_costs, describe_cost, describe_operations, inference_cost, training_cost
 from codesign.evaluation import Evaluated, evaluate_chip
 from codesign.problem import load_chip, load_model, trace_network
 from codesign.tracing import Workload
@@ -50,18 +51,21 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
       ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits.
     """
     built, key = load_chip(chip), jax.random.key(0)
-    training, single = _workload(model, data, batch_size), _workload(model, data, 1)
-    uniform = jnp.full((1 + int(training.product.max()), 4), float(bits))
+    training = _workload(model, data, batch_size)
+    uniform: Any = np.full((1 + int(np.max(training.product)), 4), float(bits), np.float32)
 
     def searched(workload: Workload) -> Evaluated:
         widths = workload.operation_bits(uniform), workload.tensor_bits(uniform)
         return evaluate_chip(built, workload.step, *widths, key, workload.labels, evaluations=evaluations)
 
     # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
-    costed = {
-        "training_step": training_cost(training, searched(training), uniform),
-        "inference": inference_cost(single, searched(single), uniform),
-    }
+    with ThreadPoolExecutor(1) as beside:  # LLVM compiles one while Python traces another
+        beside.submit(compile_costs, built, training, uniform)
+        single = beside.submit(_workload, model, data, 1)
+        costed = {
+            "training_step": training_cost(training, searched(training), uniform),
+            "inference": inference_cost(single.result(), searched(single.result()), uniform),
+        }
     return {"model": model, "chip": chip.preset, "bits": bits, "batch_size": batch_size} | {
         name: describe_cost(one) | {"operations": describe_operations(one)} for name, one in costed.items()
     }

@@ -247,17 +247,18 @@ def _anneal(
         )
 
     unscored = jnp.full((num,), jnp.inf, prices.dtype)
-    nothing = _no_accesses(slots.num_levels, num, prices.dtype)
+    nothing = no_accesses(slots.num_levels, num, prices.dtype)
     return jax.lax.fori_loop(0, iterations, advance, _Chains(start, unscored, start, unscored, nothing))
 
 
-def _no_accesses(num_levels: int, num: int, dtype) -> Accesses:
-    """Counts of nothing, of the shape that `count_batch` returns."""
+def no_accesses(num_levels: int, num: int, dtype) -> Accesses:
+    """Counts of nothing, of the shape that `count_batch` returns; numpy arrays."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
         ("reads", "fills", "updates", "entering", "finals", "footprint", "keep"), (num_levels, 3)
     )
     shapes |= {"fanout": (num_levels, 2), "instances": (num_levels,), "compute_cycles": (), "macs": ()}
-    return Accesses(**{name: jnp.zeros((*shape, num), dtype) for name, shape in shapes.items()})
+    nothing: dict[str, Any] = {name: np.zeros((*shape, num), dtype) for name, shape in shapes.items()}
+    return Accesses(**nothing)
 
 
 def _distinct_best(scores: jax.Array, num: int) -> jax.Array:

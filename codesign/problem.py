@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -226,9 +227,8 @@ def trace_network(
     def network(params, rest, images, key):
         return forward(params, rest, images, key, True)[0]
 
-    return trace(
-        network, params, rest, jnp.zeros((batch_size, *dataset.input_shape)), jax.random.key(0), optimizer=optimizer
-    )
+    images = np.zeros((batch_size, *dataset.input_shape), np.float32)
+    return trace(network, params, rest, images, jax.random.key(0), optimizer=optimizer)
 
 
 def float_sibling(chip: Chip) -> Chip:

@@ -81,8 +81,7 @@ class Workload:
         Args:
           bits: (P, 4), of weights, inputs, and errors in input_grad and weight_grad.
         """
-        taken = jnp.where(self.takes, bits[None], 0.0)
-        return jnp.maximum(jnp.max(taken, axis=(1, 2)), self.fixed_bits.astype(bits.dtype))
+        return _tensor_bits(self.takes, self.fixed_bits, bits)
 
     def operation_bits(self, bits: jax.Array) -> jax.Array:
         """Widths (n, 3) of each operation's operands: those read at their product's bits, the result as it is stored.
@@ -90,8 +89,8 @@ class Workload:
         Args:
           bits: (P, 4), as for `tensor_bits`.
         """
-        read = jnp.take_along_axis(bits[self.product], jnp.maximum(self.operand_column, 0), axis=1)
-        return jnp.where(self.operand_column >= 0, read, self.tensor_bits(bits)[self.step.operand_tensor])
+        stored = self.tensor_bits(bits)
+        return _operation_bits(self.product, self.operand_column, self.step.operand_tensor, stored, bits)
 
     def table(self, bits: jax.Array | None = None) -> list[dict[str, Any]]:
         """One row for each operation: layer, pass, loops, MACs without and with padding, elements of the operands.
@@ -128,6 +127,20 @@ class Workload:
             f"<p>{len(rows)} operations, {macs:,} MACs a training step of {self.batch} samples, "
             f"{self.num_parameters:,} parameters</p><table><tr>{head}</tr>{body}</table>"
         )
+
+
+@jax.jit
+def _tensor_bits(takes: jax.Array, fixed_bits: jax.Array, bits: jax.Array) -> jax.Array:
+    widest = jnp.max(jnp.where(takes, bits[None], 0.0), axis=(1, 2))
+    return jnp.maximum(widest, fixed_bits.astype(bits.dtype))
+
+
+@jax.jit
+def _operation_bits(
+    product: jax.Array, column: jax.Array, operand_tensor: jax.Array, stored: jax.Array, bits: jax.Array
+) -> jax.Array:
+    read = jnp.take_along_axis(bits[product], jnp.maximum(column, 0), axis=1)
+    return jnp.where(column >= 0, read, stored[operand_tensor])
 
 
 def trace(

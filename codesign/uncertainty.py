@@ -15,10 +15,12 @@ from codesign.objective import full_density
 from hw.accesses import Accesses
 from hw.chip import Chip
 from hw.schedule import Step, StepCost, evaluate_step
-from hw.technology import Technology, sample_technologies
+from hw.technology import Technology, make_technology, sample_technologies
 
 NUM_SAMPLES = 256
 QUANTILES = (0.05, 0.95)
+# Of programs that run in milliseconds, a few times, compiling is nearly all the time: without LLVM's optimisations.
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
 _SEED = 0  # one for all: designs are compared under the same draws
 
 
@@ -37,13 +39,22 @@ def sample_step(
     Returns:
       The cost under the chip's own technology, and a `StepCost` with a leading axis of samples; numpy arrays.
     """
-    samples = sample_technologies(jax.random.key(_SEED), NUM_SAMPLES, chip.technology)
-    own_first = jax.tree.map(lambda own, drawn: np.insert(drawn, 0, own), chip.technology, jax.device_get(samples))
-    costs = jax.device_get(_under_each(own_first, chip, step, accesses, operation_bits, tensor_bits))
+    own = chip.technology
+    drawn = _draws(own.node_nm, own.process, own.device, own.dram)
+    own_first: dict[str, Any] = {name: np.insert(drawn[name], 0, value) for name, value in own.values.items()}
+    technologies = dataclasses.replace(own, values=own_first)
+    costs = jax.device_get(_under_each(technologies, chip, step, accesses, operation_bits, tensor_bits))
     return jax.tree.map(lambda x: x[0], costs), jax.tree.map(lambda x: x[1:], costs)
 
 
-@jax.jit
+@functools.cache
+def _draws(node_nm: float, process: str, device: str, dram: str) -> dict[str, np.ndarray]:
+    """Constant -> its samples, (NUM_SAMPLES,)."""
+    technology = make_technology(node_nm, process=process, device=device, dram=dram)
+    return jax.device_get(sample_technologies(jax.random.key(_SEED), NUM_SAMPLES, technology).values)
+
+
+@functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 @functools.partial(jax.vmap, in_axes=(0, None, None, None, None, None))
 def _under_each(
     technology: Technology,

@@ -12,7 +12,7 @@ share that is resident in the origin but no longer in the copy is written to DRA
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -165,6 +165,46 @@ def make_step(
         vector_reads=_floats(reads),
         vector_writes=_floats(writes),
     )
+
+
+def padded(step: Step, like: Step) -> Step:
+    """A step with the shapes of another, so that one compiled function costs both: what is added never runs.
+
+    Args:
+      step: with n operations and v pieces of vector work.
+      like: over the same m tensors, with as many operations and as much vector work, or more.
+
+    Returns:
+      `step`, then operations n and up of `like` with multiplicity 0 and vector work on nothing, in slots after its last.
+
+    Raises:
+      ValueError: `like` has fewer operations, less vector work or other tensors.
+    """
+    (n, v), (rows, pieces) = ((len(s.operation_slot), len(s.vector_slot)) for s in (step, like))
+    m = len(step.tensor_elements)
+    if rows < n or pieces < v or len(like.tensor_elements) != m:
+        raise ValueError(
+            f"expected a step like another of at least {n} operations, {v} pieces of vector work and {m} tensors, got "
+            f"{rows}, {pieces} and {len(like.tensor_elements)}"
+        )
+    first = step.num_slots
+    slots = np.arange(first, first + rows - n + pieces - v, dtype=np.int32)
+    added = {
+        "operations": jax.tree.map(lambda x: x[n:], jax.device_get(like.operations)),
+        "operation_slot": slots[: rows - n],
+        "operation_pass": np.asarray(like.operation_pass)[n:],
+        "multiplicity": np.zeros(rows - n),
+        "operand_tensor": np.asarray(like.operand_tensor)[n:],
+        "vector_slot": slots[rows - n :],
+        "vector_ops": np.zeros(pieces - v),
+        "vector_reads": np.zeros((pieces - v, m)),
+        "vector_writes": np.zeros((pieces - v, m)),
+    }
+
+    def append(own: Any, more: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.asarray(np.concatenate([a, b]), a.dtype), own, more)
+
+    return replace(step, **{name: append(getattr(step, name), more) for name, more in added.items()})
 
 
 def _floats(values: Any) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import yaml
 
 from hw.units import UNITS
@@ -112,11 +113,11 @@ def sample_technologies(key: jax.Array, num: int, technology: Technology | None 
     """
     technology = make_technology() if technology is None else technology
     constants = load_constants(technology.node_nm, technology.process, technology.device, technology.dram)
-    uniform = jax.random.uniform(key, (len(constants), num))
-    values: dict[str, jax.Array | float] = {
-        name: _log_triangular(uniform[i], constant) for i, (name, constant) in enumerate(sorted(constants.items()))
-    }
-    return dataclasses.replace(technology, values=values)
+    names = sorted(constants)
+    low, mode, high = np.array([(constants[n].low, constants[n].value, constants[n].high) for n in names]).T[..., None]
+    uniform = np.asarray(jax.random.uniform(key, (len(names), num)))
+    drawn = mode * _triangular_factor(uniform, np.log(low / mode), np.log(high / mode))
+    return dataclasses.replace(technology, values={n: jnp.asarray(row) for n, row in zip(names, drawn, strict=True)})
 
 
 def logic_energy_scale(technology: Technology, vdd: jax.Array | float) -> jax.Array:
@@ -231,15 +232,12 @@ def _to_si(entry: dict[str, Any]) -> Constant:
     return Constant(**bounds, unit=entry["unit"], range=entry["range"], source=entry["source"])
 
 
-def _log_triangular(uniform: jax.Array, constant: Constant) -> jax.Array:
-    """Inverse of the triangular distribution function on the logarithm; low < high or constant."""
-    if constant.low == constant.high:
-        return jnp.full_like(uniform, constant.value)
-    low, mode, high = (math.log(bound) for bound in (constant.low, constant.value, constant.high))
-    width, left = high - low, mode - low
-    rising = low + jnp.sqrt(uniform * width * left)
-    falling = high - jnp.sqrt((1.0 - uniform) * width * (width - left))
-    return jnp.exp(jnp.where(uniform * width < left, rising, falling))
+def _triangular_factor(uniform: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """exp of the inverse distribution function of a triangle from low <= 0 to high >= 0 with its mode at 0."""
+    width = high - low
+    rising = low + np.sqrt(uniform * width * -low)
+    falling = high - np.sqrt((1.0 - uniform) * width * high)
+    return np.exp(np.where(uniform * width < -low, rising, falling))
 
 
 def _check(what: str, name: str, known: Iterable[str]) -> None:

@@ -3,8 +3,10 @@
 Everything random comes from explicit seeds, so that a run can be repeated and resumed batch by batch.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -191,10 +193,12 @@ def load_digits_dataset() -> Dataset:
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
     """
-    from sklearn.datasets import load_digits  # one second to import: only who uses the digits pays for it
-
-    digits = load_digits()
-    examples = make_examples("digits", digits.images / 16, digits.target)
+    # scikit-learn's own file: importing the library takes a second, which every command would wait for.
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+    examples = make_examples("digits", pixels / 16, labels)
     part = stratified_places(examples.labels) % 5
     train, validation, test = (take(examples, chosen) for chosen in (part >= 2, part == 1, part == 0))
     return make_dataset("digits", train, validation, test, num_classes=10)

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import ndimage
 
 from nets.data import Dataset, Examples, stratified_places, take
 
@@ -79,6 +78,8 @@ def write(pixels: np.ndarray, writer: Writer) -> np.ndarray:
     Returns:
       The rewritten digits, of the shape and dtype of `pixels`, in [0, 1].
     """
+    from scipy import ndimage  # slow to import: only who personalises waits for it
+
     cos, sin = math.cos(writer.rotation), math.sin(writer.rotation)
     # On (row, column), rows downwards: where the writer puts what stood at an offset from the centre.
     rotate = np.array([[cos, -sin], [sin, cos]])

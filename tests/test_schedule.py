@@ -15,6 +15,7 @@ from hw.cost import evaluate
 from hw.mapping import make_mapping, outermost_mapping
 from hw.operation import LOOPS, make_operation, stack_operations
 from hw.schedule import evaluate_step, join, make_step, residency
+from hw.step import padded
 
 BATCH, FEATURES, HIDDEN, CLASSES = 8, 12, 6, 4
 (X, W1, Y1, X2, W2, Y2, KEPT, DY2, DW2, DX2, DY1, DW1, MASTER) = range(13)
@@ -102,6 +103,37 @@ evaluate_all = jax.jit(jax.vmap(evaluate, (None, 0, 0, 0)))
 def dram_energy(chip):
     """Joules to move a bit between DRAM and chip."""
     return float(chip.energy_per_bit()[-1].mean() + chip.wire_energy_per_bit()[-1])
+
+
+def test_a_padded_step_costs_what_it_did(x64):
+    """The forward pass alone, with the shapes of the training step, costs what it does within that."""
+    training, chip = two_layer_step(), make_chip(resident_fraction=0.0)
+    first = jax.tree.map(lambda x: x[:2], training.operations)
+    reads, writes = (np.asarray(x)[:2] for x in (training.vector_reads, training.vector_writes))
+    forward = make_step(
+        first, training.operand_tensor[:2].tolist(), training.tensor_elements.tolist(), operation_slot=[0, 2],
+        external=training.tensor_external.tolist(), vector_slot=[1, 3], vector_ops=training.vector_ops[:2].tolist(),
+        vector_reads=reads, vector_writes=writes,
+    )  # fmt: skip
+    full = padded(forward, like=training)
+    assert jax.tree.map(jnp.shape, full) == jax.tree.map(jnp.shape, training)
+    cost, whole = evaluated(full, chip), evaluated(training, chip)
+    for name in ("operation_energy", "operation_latency", "vector_energy", "vector_latency", "access_energy"):
+        alone, among_all = getattr(cost, name), getattr(whole, name)
+        np.testing.assert_allclose(alone[:2], among_all[:2], rtol=1e-12, err_msg=name)
+        assert not alone[2:].any(), name
+    latency = whole.operation_latency[:2].sum() + whole.vector_latency[:2].sum()
+    np.testing.assert_allclose(cost.latency, latency, rtol=1e-12)
+    energy = whole.operation_energy[:2].sum() + whole.vector_energy[:2].sum()
+    np.testing.assert_allclose(cost.energy - cost.leakage_energy, energy, rtol=1e-12)
+    np.testing.assert_allclose(cost.slot_end[len(forward.operation_slot) + 2 :], cost.latency, rtol=1e-12)
+
+
+def test_a_step_is_padded_to_no_less_than_it_is():
+    with pytest.raises(ValueError, match="at least 5 operations, 4 pieces of vector work and 13 tensors, got 2, 2"):
+        training = two_layer_step()
+        part = jax.tree.map(lambda x: x[:2], (training.operation_slot, training.vector_slot))
+        padded(training, like=dataclasses.replace(training, operation_slot=part[0], vector_slot=part[1]))
 
 
 def test_lives_follow_from_slots():
