@@ -43,11 +43,13 @@ from hw.technology import clock_frequency, sample_technologies, unknown
 from hw.units import MM2
 
 CHANNELS, OUTPUTS, TAPS = 4.0, 32.0, 3.0
-UNITS = {"efficiency": "TOPS/W", "throughput": "GOPS", "area": "mm2", "ratio": "x", "table": "x"}
+UNITS = {"efficiency": "TOPS/W", "throughput": "GOPS", "area": "mm2", "ratio": "x", "speedup": "x", "table": "x"}
+RATIOS = {"ratio": "efficiency", "speedup": "throughput"}
 STATISTICS = ("n", "median_error", "worst_ratio", "inside_interval", "median_interval_ratio")
 PARTS = {
     "ratios": "ratios inside a chip",
     "throughput": "throughput",
+    "speedups": "throughput over that of wider operands",
     "look_up_tables": "energy of look-up MACs over plain ones",
     "uncalibrated": "efficiency, uncalibrated",
     "calibrated": "efficiency, one factor per node fitted on other chips",
@@ -231,11 +233,12 @@ def make_row(name: str, headline: Map[str, Any], samples: int) -> Row:
     peak = measure(name, mode, vdd, samples)
     supply = "" if vdd is None else f", {vdd:g} V"
     label = f"{kind}, {mode}{supply}"
-    if kind == "ratio":
+    if kind in RATIOS:
+        of = RATIOS[kind]
         base = measure(name, headline["base_mode"], headline["base_vdd"], samples)
-        values = peak.efficiency / base.efficiency
+        values = getattr(peak, of) / getattr(base, of)
         over = "" if headline["base_vdd"] is None else f", {headline['base_vdd']:g} V"
-        label = f"efficiency, {mode}{supply} over {headline['base_mode']}{over}"
+        label = f"{of}, {mode}{supply} over {headline['base_mode']}{over}"
     else:
         values = getattr(peak, kind)
     low, high = np.nanpercentile(values[1:], PERCENTILES)
@@ -318,6 +321,7 @@ def tabulate(names: Sequence[str], samples: int) -> dict[str, Any]:
         "ratios": summarise(kinds["ratio"]),
         "look_up_tables": summarise(kinds["table"]),
         "throughput": summarise(kinds["throughput"]),
+        "speedups": summarise(kinds["speedup"]),
         "area": summarise(kinds["area"]),
         "clock": {name: row for name in names if (row := clock_row(name, samples)) is not None},
         "chips": {
@@ -443,7 +447,7 @@ def plot_efficiency(table: Map[str, Any], path: Path) -> None:
 
 
 def main(
-    only: tuple[str, ...] = tuple(PRESETS),
+    only: tuple[str, ...] = (),
     samples: int = 64,
     plot: Path | None = None,
     page: Path | None = None,
@@ -452,16 +456,17 @@ def main(
     """Compare and tabulate.
 
     Args:
-      only: presets to compare.
+      only: presets to compare; by default all that have headlines of their own.
       samples: draws of constants and assumptions behind an interval.
       plot: where to draw predicted against published efficiency.
       page: Markdown file whose tables are renewed, docs/systems.md.
       as_json: print one JSON object instead of the table.
     """
+    known = read_headlines()
     for name in only:
-        if name not in PRESETS:
-            raise ValueError(unknown("chip", name, PRESETS))
-    table = tabulate(only, samples)
+        if name not in known:
+            raise ValueError(unknown("chip", name, known))
+    table = tabulate(only or tuple(known), samples)
     if plot is not None:
         plot_efficiency(table, plot)
     if page is not None:
