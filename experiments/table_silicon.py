@@ -411,18 +411,18 @@ def _assumptions(table: Map[str, Any]) -> dict[tuple[Any, ...], list[str]]:
     return assumptions
 
 
-def update_page(page: Path, table: Map[str, Any]) -> None:
-    """Replaces what stands between the two marks of a page by the tables.
+def replace_between(page: Path, marks: tuple[str, str], content: str) -> None:
+    """Replaces what stands between two marks of a page.
 
     Raises:
-      ValueError: the page has no marks.
+      ValueError: the page has not these marks.
     """
     text = page.read_text()
-    if any(text.count(mark) != 1 for mark in MARKS):
-        raise ValueError(f"expected {page} to hold the lines {MARKS[0]} and {MARKS[1]} once each; add them")
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n\n{markdown(table)}\n\n{MARKS[1]}{after}")
+    if any(text.count(mark) != 1 for mark in marks):
+        raise ValueError(f"expected {page} to hold the lines {marks[0]} and {marks[1]} once each; add them")
+    before, rest = text.split(marks[0])
+    after = rest.split(marks[1])[1]
+    page.write_text(f"{before}{marks[0]}\n\n{content}\n\n{marks[1]}{after}")
 
 
 def plot_efficiency(table: Map[str, Any], path: Path) -> None:
@@ -470,7 +470,7 @@ def main(
     if plot is not None:
         plot_efficiency(table, plot)
     if page is not None:
-        update_page(page, table)
+        replace_between(page, MARKS, markdown(table))
     if as_json:
         print(json.dumps(table))
     else:

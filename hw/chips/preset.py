@@ -141,7 +141,7 @@ class Preset:
             choice.widths or (self.bits(mode, values) if integer else None),
             tree=numbers["tree"] if integer else 1.0,
             table_sharing=numbers.get("table_sharing", 1.0),
-            **({"slice_bits": choice.slice_bits} if integer else {}),
+            slice_bits=choice.slice_bits,
         )
         memory_vdd = self.memory_vdd.value if self.memory_vdd else None
         sram_kib = self.sram_kib.value if self.sram_kib else numbers["kib_per_mac"] * num_macs
