@@ -35,7 +35,7 @@ from rich.table import Table
 from hw.accesses import count
 from hw.arithmetic import make_mac, partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
-from hw.chips import PRESETS
+from hw.chips import PRESETS, Preset
 from hw.cost import price
 from hw.mapping import Mapping
 from hw.operation import LOOPS, Operation
@@ -174,10 +174,8 @@ def evaluate_peak(chips: Chip, bits: jax.Array) -> jax.Array:
     return jax.lax.map(of_chip, (chips, bits))
 
 
-@functools.cache
-def sample_chip(name: str, samples: int) -> tuple[list[dict[str, float]], list[Any]]:
+def sample_chip(preset: Preset, samples: int) -> tuple[list[dict[str, float]], list[Any]]:
     """Assumed numbers and technologies of a preset: the chosen ones, then `samples` draws of both."""
-    preset = PRESETS[name]
     assumed, rng = preset.assumed(), np.random.default_rng(0)
     draws = [{key: it.value for key, it in assumed.items()}]
     for _ in range(samples):
@@ -189,13 +187,17 @@ def sample_chip(name: str, samples: int) -> tuple[list[dict[str, float]], list[A
 
 @functools.cache
 def measure(name: str, mode: str, vdd: float | None, samples: int) -> Peak:
+    """A published chip in one mode at one supply, as `measure_preset` finds it."""
+    return measure_preset(PRESETS[name], mode, vdd, samples)
+
+
+def measure_preset(preset: Preset, mode: str, vdd: float | None, samples: int) -> Peak:
     """A preset in one mode at one supply.
 
     Raises:
       ValueError: no mapping fits the chip as it is assumed to be.
     """
-    preset = PRESETS[name]
-    draws, technologies = sample_chip(name, samples)
+    draws, technologies = sample_chip(preset, samples)
     chips = [preset.make(mode, vdd, values, its) for values, its in zip(draws, technologies, strict=True)]
     widths = [(*preset.bits(mode, values), preset.bits(mode, values)[1]) for values in draws]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *chips)
@@ -299,7 +301,10 @@ def clock_row(name: str, samples: int) -> dict[str, Any] | None:
     if len(pairs) < 2:
         return None
     (low_vdd, slow), (high_vdd, fast) = pairs[0], pairs[-1]
-    ratios = [float(clock_frequency(t, high_vdd) / clock_frequency(t, low_vdd)) for t in sample_chip(name, samples)[1]]
+    ratios = [
+        float(clock_frequency(t, high_vdd) / clock_frequency(t, low_vdd))
+        for t in sample_chip(PRESETS[name], samples)[1]
+    ]
     low, high = np.percentile(ratios[1:], PERCENTILES)
     return {
         "vdd": [low_vdd, high_vdd], "published": fast / slow, "ours": ratios[0], "low": float(low), "high": float(high),
