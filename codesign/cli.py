@@ -1,4 +1,4 @@
-"""The command line: `python -m codesign` or `jax-codesign`, with run, trace, cost and report.
+"""The command line: `python -m codesign` or `jax-codesign`, with run, trace, cost, report and chips.
 
 Heavy imports stand inside the functions that need them, so that --help and mistakes in arguments are answered at once.
 """
@@ -113,7 +113,17 @@ class ReportCommand:
     """Print one JSON object as the last line of the output; the table goes to the error stream."""
 
 
-Command = RunCommand | TraceCommand | CostCommand | ReportCommand
+@dataclass(frozen=True)
+class ChipsCommand:
+    """List the chips that are known here, or explain one: each number with its source, what is assumed and how far."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Chip to explain; all are listed without it."""
+    as_json: Json = False
+    """Print one JSON object as the last line of the output; the table goes to the error stream."""
+
+
+Command = RunCommand | TraceCommand | CostCommand | ReportCommand | ChipsCommand
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _cost(command)
             case ReportCommand():
                 _report(command)
+            case ChipsCommand():
+                _chips(command)
     except SystemExit as finished:  # --help
         return int(finished.code or 0)
     except KeyboardInterrupt as interrupt:
@@ -189,6 +201,7 @@ def _parse_with(argv: list[str], settings: Config) -> Command:
         | Annotated[TraceCommand, tyro.conf.subcommand("trace")]
         | Annotated[CostCommand, tyro.conf.subcommand("cost")]
         | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+        | Annotated[ChipsCommand, tyro.conf.subcommand("chips")]
     )
     description = (
         "Design a neural network's bit widths and the chip that trains it together. Start with 'run', which takes some "
@@ -265,6 +278,31 @@ def _trace(command: TraceCommand) -> None:
     table.add_section()
     table.add_row("total", "", "", f"{traced['effective_macs']:,}", f"{traced['macs']:,}")
     _show([table], traced, command.as_json)
+
+
+def _chips(command: ChipsCommand) -> None:
+    from codesign.chip_catalogue import explain_chip, list_chips
+
+    if command.name is None:
+        chips = list_chips()
+        _show([_rows_table("Chips", chips)], {"chips": chips}, command.as_json)
+        return
+    told = explain_chip(command.name)
+    headings = {"facts": "public facts", "modes": "modes", "assumptions": "assumptions", "chips": "as costed"}
+    tables = [_rows_table(f"{told['title']}: {heading}", told[key]) for key, heading in headings.items() if told[key]]
+    _show(tables, told, command.as_json)
+
+
+def _rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of plain values, a column for each key that any of them has."""
+    table = Table(title=title)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    for key in keys:
+        table.add_column(key.replace("_", " "))
+    for row in rows:
+        cells = (row.get(key, "") for key in keys)
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+    return table
 
 
 def _cost(command: CostCommand) -> None:

@@ -35,7 +35,7 @@ from rich.table import Table
 from hw.accesses import count
 from hw.arithmetic import make_mac, partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
-from hw.chips import PRESETS
+from hw.chips import PRESETS, Preset
 from hw.cost import price
 from hw.mapping import Mapping
 from hw.operation import LOOPS, Operation
@@ -43,11 +43,13 @@ from hw.technology import clock_frequency, sample_technologies, unknown
 from hw.units import MM2
 
 CHANNELS, OUTPUTS, TAPS = 4.0, 32.0, 3.0
-UNITS = {"efficiency": "TOPS/W", "throughput": "GOPS", "area": "mm2", "ratio": "x", "table": "x"}
+UNITS = {"efficiency": "TOPS/W", "throughput": "GOPS", "area": "mm2", "ratio": "x", "speedup": "x", "table": "x"}
+RATIOS = {"ratio": "efficiency", "speedup": "throughput"}
 STATISTICS = ("n", "median_error", "worst_ratio", "inside_interval", "median_interval_ratio")
 PARTS = {
     "ratios": "ratios inside a chip",
     "throughput": "throughput",
+    "speedups": "throughput over that of wider operands",
     "look_up_tables": "energy of look-up MACs over plain ones",
     "uncalibrated": "efficiency, uncalibrated",
     "calibrated": "efficiency, one factor per node fitted on other chips",
@@ -172,10 +174,8 @@ def evaluate_peak(chips: Chip, bits: jax.Array) -> jax.Array:
     return jax.lax.map(of_chip, (chips, bits))
 
 
-@functools.cache
-def sample_chip(name: str, samples: int) -> tuple[list[dict[str, float]], list[Any]]:
+def sample_chip(preset: Preset, samples: int) -> tuple[list[dict[str, float]], list[Any]]:
     """Assumed numbers and technologies of a preset: the chosen ones, then `samples` draws of both."""
-    preset = PRESETS[name]
     assumed, rng = preset.assumed(), np.random.default_rng(0)
     draws = [{key: it.value for key, it in assumed.items()}]
     for _ in range(samples):
@@ -187,13 +187,17 @@ def sample_chip(name: str, samples: int) -> tuple[list[dict[str, float]], list[A
 
 @functools.cache
 def measure(name: str, mode: str, vdd: float | None, samples: int) -> Peak:
+    """A published chip in one mode at one supply, as `measure_preset` finds it."""
+    return measure_preset(PRESETS[name], mode, vdd, samples)
+
+
+def measure_preset(preset: Preset, mode: str, vdd: float | None, samples: int) -> Peak:
     """A preset in one mode at one supply.
 
     Raises:
       ValueError: no mapping fits the chip as it is assumed to be.
     """
-    preset = PRESETS[name]
-    draws, technologies = sample_chip(name, samples)
+    draws, technologies = sample_chip(preset, samples)
     chips = [preset.make(mode, vdd, values, its) for values, its in zip(draws, technologies, strict=True)]
     widths = [(*preset.bits(mode, values), preset.bits(mode, values)[1]) for values in draws]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *chips)
@@ -231,11 +235,12 @@ def make_row(name: str, headline: Map[str, Any], samples: int) -> Row:
     peak = measure(name, mode, vdd, samples)
     supply = "" if vdd is None else f", {vdd:g} V"
     label = f"{kind}, {mode}{supply}"
-    if kind == "ratio":
+    if kind in RATIOS:
+        of = RATIOS[kind]
         base = measure(name, headline["base_mode"], headline["base_vdd"], samples)
-        values = peak.efficiency / base.efficiency
+        values = getattr(peak, of) / getattr(base, of)
         over = "" if headline["base_vdd"] is None else f", {headline['base_vdd']:g} V"
-        label = f"efficiency, {mode}{supply} over {headline['base_mode']}{over}"
+        label = f"{of}, {mode}{supply} over {headline['base_mode']}{over}"
     else:
         values = getattr(peak, kind)
     low, high = np.nanpercentile(values[1:], PERCENTILES)
@@ -296,7 +301,10 @@ def clock_row(name: str, samples: int) -> dict[str, Any] | None:
     if len(pairs) < 2:
         return None
     (low_vdd, slow), (high_vdd, fast) = pairs[0], pairs[-1]
-    ratios = [float(clock_frequency(t, high_vdd) / clock_frequency(t, low_vdd)) for t in sample_chip(name, samples)[1]]
+    ratios = [
+        float(clock_frequency(t, high_vdd) / clock_frequency(t, low_vdd))
+        for t in sample_chip(PRESETS[name], samples)[1]
+    ]
     low, high = np.percentile(ratios[1:], PERCENTILES)
     return {
         "vdd": [low_vdd, high_vdd], "published": fast / slow, "ours": ratios[0], "low": float(low), "high": float(high),
@@ -318,6 +326,7 @@ def tabulate(names: Sequence[str], samples: int) -> dict[str, Any]:
         "ratios": summarise(kinds["ratio"]),
         "look_up_tables": summarise(kinds["table"]),
         "throughput": summarise(kinds["throughput"]),
+        "speedups": summarise(kinds["speedup"]),
         "area": summarise(kinds["area"]),
         "clock": {name: row for name in names if (row := clock_row(name, samples)) is not None},
         "chips": {
@@ -407,18 +416,18 @@ def _assumptions(table: Map[str, Any]) -> dict[tuple[Any, ...], list[str]]:
     return assumptions
 
 
-def update_page(page: Path, table: Map[str, Any]) -> None:
-    """Replaces what stands between the two marks of a page by the tables.
+def replace_between(page: Path, marks: tuple[str, str], content: str) -> None:
+    """Replaces what stands between two marks of a page.
 
     Raises:
-      ValueError: the page has no marks.
+      ValueError: the page has not these marks.
     """
     text = page.read_text()
-    if any(text.count(mark) != 1 for mark in MARKS):
-        raise ValueError(f"expected {page} to hold the lines {MARKS[0]} and {MARKS[1]} once each; add them")
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n\n{markdown(table)}\n\n{MARKS[1]}{after}")
+    if any(text.count(mark) != 1 for mark in marks):
+        raise ValueError(f"expected {page} to hold the lines {marks[0]} and {marks[1]} once each; add them")
+    before, rest = text.split(marks[0])
+    after = rest.split(marks[1])[1]
+    page.write_text(f"{before}{marks[0]}\n\n{content}\n\n{marks[1]}{after}")
 
 
 def plot_efficiency(table: Map[str, Any], path: Path) -> None:
@@ -443,7 +452,7 @@ def plot_efficiency(table: Map[str, Any], path: Path) -> None:
 
 
 def main(
-    only: tuple[str, ...] = tuple(PRESETS),
+    only: tuple[str, ...] = (),
     samples: int = 64,
     plot: Path | None = None,
     page: Path | None = None,
@@ -452,20 +461,21 @@ def main(
     """Compare and tabulate.
 
     Args:
-      only: presets to compare.
+      only: presets to compare; by default all that have headlines of their own.
       samples: draws of constants and assumptions behind an interval.
       plot: where to draw predicted against published efficiency.
       page: Markdown file whose tables are renewed, docs/systems.md.
       as_json: print one JSON object instead of the table.
     """
+    known = read_headlines()
     for name in only:
-        if name not in PRESETS:
-            raise ValueError(unknown("chip", name, PRESETS))
-    table = tabulate(only, samples)
+        if name not in known:
+            raise ValueError(unknown("chip", name, known))
+    table = tabulate(only or tuple(known), samples)
     if plot is not None:
         plot_efficiency(table, plot)
     if page is not None:
-        update_page(page, table)
+        replace_between(page, MARKS, markdown(table))
     if as_json:
         print(json.dumps(table))
     else:

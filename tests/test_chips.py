@@ -14,6 +14,7 @@ from hw.chips.preset import COMMON
 
 FOLDER = Path(hw.__file__).parent
 HEADLINES = yaml.safe_load((FOLDER / "chips" / "headlines.yaml").read_text())
+SYSTEMS = yaml.safe_load((FOLDER / "chips" / "systems.yaml").read_text())
 FIELDS = {"kind", "mode", "vdd", "published", "confidence", "source"}
 READING = ("import yaml", "read_text", "open(", "import json", "importlib.resources")
 OPTIONAL = {"base_mode", "base_vdd", "sparsity", "derived"}
@@ -21,7 +22,7 @@ OPTIONAL = {"base_mode", "base_vdd", "sparsity", "derived"}
 
 def input_numbers(preset):
     """Every number that a preset gives to the cost model, from memory sizes to clocks."""
-    facts = [getattr(preset, name) for name in ("node_nm", "clock", "sram_kib", "register_bits")]
+    facts = [getattr(preset, name) for name in ("node_nm", "clock", "sram_kib", "register_bits", "memory_vdd")]
     numbers = [np.ravel(fact.value) for fact in facts if fact is not None]
     numbers += [[it.value, it.low, it.high] for it in preset.assumptions.values()]
     numbers += [[mode.num_macs] for mode in preset.modes.values() if mode.num_macs]
@@ -37,22 +38,27 @@ def test_the_only_file_of_hw_that_opens_data_reads_another_folder():
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_headline_is_an_input(name):
     """Areas apart, which are no argument of a chip: 16 mm2 may stand beside 16 bits."""
-    published = {float(row["published"]) for row in HEADLINES[name] if row["kind"] != "area"}
+    published = {float(row["published"]) for row in HEADLINES.get(name, ()) if row["kind"] != "area"}
+    rows = [row for system in SYSTEMS.values() if system["preset"] == name for row in system["headlines"]]
+    published |= {float(row["published"]) for row in rows if row["published"] is not None}
     assert not input_numbers(PRESETS[name]) & published
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_headlines_are_complete(name):
-    for row in HEADLINES[name]:
+    for row in HEADLINES.get(name, ()):
         assert set(row) - OPTIONAL == FIELDS, row
         assert row["mode"] in PRESETS[name].modes and row["published"] > 0 and row["confidence"] in ("high", "medium")
-        assert ("base_mode" in row) == ("base_vdd" in row) == (row["kind"] == "ratio")
+        assert ("base_mode" in row) == ("base_vdd" in row) == (row["kind"] in ("ratio", "speedup"))
         if row["vdd"] is None:
             assert "vdd" in PRESETS[name].assumptions, "an untold supply is an assumption"
 
 
 def test_every_headline_belongs_to_a_preset():
-    assert set(HEADLINES) == set(PRESETS)
+    assert set(HEADLINES) | {system["preset"] for system in SYSTEMS.values()} == set(PRESETS) | {None}
+    assert set(HEADLINES) <= set(PRESETS) and list(SYSTEMS) == [f"S{i}" for i in range(1, 9)]
+    for row in (row for system in SYSTEMS.values() for row in system["headlines"]):
+        assert set(row) - {"baseline"} == {"name", "published", "unit", "source"}, row
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -18,8 +18,8 @@ from experiments.table_silicon import (
     make_row,
     make_tilings,
     measure,
+    replace_between,
     summarise,
-    update_page,
 )
 from hw.arithmetic import product_energy
 from hw.chips import PRESETS
@@ -151,7 +151,7 @@ def test_errors(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("no marks\n")
     with pytest.raises(ValueError, match="once each; add them"):
-        update_page(page, {})
+        replace_between(page, MARKS, "")
 
 
 def test_the_page_of_the_repository_has_the_marks():

@@ -45,6 +45,7 @@ class Mode:
       bits: operands' widths (weights, inputs); None takes the assumption `operand_bits` for both.
       widths: widest operands of the MACs, default `bits`.
       source: where style, number and widths come from.
+      slice_bits: width of a slice or brick, for the styles that have them.
     """
 
     style: str
@@ -52,6 +53,7 @@ class Mode:
     bits: tuple[float, float] | None
     source: str
     widths: tuple[float, float] | None = None
+    slice_bits: float = 4.0
 
 
 # What no chip here tells. One value and one range for all chips, chosen before any chip was compared: those of
@@ -67,7 +69,7 @@ COMMON = {
     ),
 }
 # Supplies of 1.1 V and above at 65 nm are those of a low-power process, whose nominal supply is 1.2 V.
-PROCESSES = {65: "low_power", 28: "general", 7: "general"}
+PROCESSES = {65: "low_power", 45: "general", 28: "general", 7: "general"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Preset:
       modes: ways to use the array, by name.
       sram_kib: SRAM on the chip, None where it is not public.
       register_bits: registers beside each MAC, None where it is not public.
+      memory_vdd: supply of the SRAM in volts where it is not that of the array.
       assumptions: what this chip does not tell and others do, by name.
     """
 
@@ -90,6 +93,7 @@ class Preset:
     modes: Mapping[str, Mode]
     sram_kib: Fact | None = None
     register_bits: Fact | None = None
+    memory_vdd: Fact | None = None
     assumptions: Mapping[str, Assumption] = field(default_factory=dict)
 
     def assumed(self) -> dict[str, Assumption]:
@@ -137,7 +141,9 @@ class Preset:
             choice.widths or (self.bits(mode, values) if integer else None),
             tree=numbers["tree"] if integer else 1.0,
             table_sharing=numbers.get("table_sharing", 1.0),
+            slice_bits=choice.slice_bits,
         )
+        memory_vdd = self.memory_vdd.value if self.memory_vdd else None
         sram_kib = self.sram_kib.value if self.sram_kib else numbers["kib_per_mac"] * num_macs
         side, local_kib = math.sqrt(num_macs), sram_kib * numbers["local_share"]
         chip = make_chip(
@@ -147,6 +153,7 @@ class Preset:
             shared_kib=sram_kib - local_kib, shared_bandwidth_bits=16 * side,
             shared_banks=16 * side / numbers["port_bits"],
             technology=technology or self.technology(),
+            local_vdd=memory_vdd, shared_vdd=memory_vdd,
             vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value, resident_fraction=0.0,
         )  # fmt: skip
         return _share_registers(chip, numbers["tree"]) if integer else chip

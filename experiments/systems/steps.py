@@ -1,0 +1,99 @@
+"""A training step on a chip under the cheapest mappings found, its cost under drawn technologies as well."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codesign import Workload, trace
+from codesign.evaluation import evaluate
+from codesign.objective import full_density
+from hw.chip import Chip
+from hw.schedule import StepCost, evaluate_step
+from hw.sparse import store_sparse
+from hw.technology import sample_technologies
+
+RESIDENT = 0.5  # share of the shared SRAM for tensors that stay between operations, the default of make_chip
+KEY = jax.random.key(0)
+
+
+class Variant(NamedTuple):
+    """A step on a chip with its mechanisms switched on or off. P products, n operations, m tensors.
+
+    Attributes:
+      chip, workload: what runs where.
+      bits: widths of weights, inputs and both errors, (P, 4).
+      density: work left of each operation for its two operands, (n, 2); None: nothing is skipped.
+      stored: share of its bits that each operand takes in the memories, (n, 3); None: all.
+      tensor_bits: width of each tensor where it is not that of the workload, (m,).
+      runs: factor on how often each operation runs, (n,); None: 1.
+    """
+
+    chip: Chip
+    workload: Workload
+    bits: jax.Array
+    density: jax.Array | None = None
+    stored: jax.Array | None = None
+    tensor_bits: jax.Array | None = None
+    runs: jax.Array | None = None
+
+
+def uniform(workload: Workload, width: float) -> jax.Array:
+    """A table of bits (P, 4) of one width."""
+    return jnp.full((1 + int(workload.product.max()), 4), float(width))
+
+
+def trace_shapes(network: Callable, params: Any, *shapes: Sequence[int], **options: Any) -> Workload:
+    """The workload of a network of which only shapes are known."""
+    leaf = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    return trace(
+        network, jax.tree.map(leaf, params, is_leaf=lambda x: isinstance(x, tuple)), *map(leaf, shapes), **options
+    )
+
+
+def bits_without_masks(workload: Workload, tensor_bits: jax.Array, width: float) -> jax.Array:
+    """Widths of tensors (m,) where the values before an activation are kept in place of its mask."""
+    step, widths = workload.step, np.array(tensor_bits)
+    reads = np.asarray(step.vector_reads)
+    is_result = np.array([name.endswith("/outputs") for name in workload.tensor_names])
+    forward = {
+        name: float(reads[row, is_result].sum())
+        for row, (name, pass_) in enumerate(zip(workload.vector_names, workload.vector_passes, strict=True))
+        if pass_ == "forward"
+    }
+    for i, name in enumerate(workload.tensor_names):
+        if name.endswith(" mask") and forward.get(name.removesuffix(" mask")):
+            widths[i] = width * forward[name.removesuffix(" mask")] / float(step.tensor_elements[i])
+    return jnp.asarray(widths)
+
+
+def cost_variant(variant: Variant, evaluations: int, samples: int = 0) -> StepCost:
+    """Cost of a step under the mappings found for it; with a leading axis: as it is, then under drawn technologies."""
+    workload, chip = variant.workload, dataclasses.replace(variant.chip, resident_fraction=jnp.asarray(RESIDENT))
+    step, widths = workload.step, workload.operation_bits(variant.bits)
+    if variant.runs is not None:
+        step = dataclasses.replace(step, multiplicity=step.multiplicity * variant.runs)
+    tensor_bits = workload.tensor_bits(variant.bits) if variant.tensor_bits is None else variant.tensor_bits
+    found = evaluate(chip, step, widths, tensor_bits, KEY, evaluations=evaluations, num_best=1)
+    if float(found.cost.violation.max()) > 0:
+        raise ValueError("expected a chip that can run the workload, got no legal mapping; enlarge its memories")
+    accesses = jax.tree.map(lambda x: x[:, 0], found.candidates.accesses)
+    if variant.stored is not None:
+        accesses = jax.vmap(store_sparse)(accesses, variant.stored)
+    density = full_density(widths) if variant.density is None else variant.density
+    drawn = sample_technologies(jax.random.key(0), max(samples, 1), chip.technology)
+    own_first = jax.tree.map(lambda own, other: jnp.append(jnp.asarray(own), other[:samples]), chip.technology, drawn)
+    return _under_each(own_first, chip, step, accesses, widths, tensor_bits, density)
+
+
+@jax.jit
+def _under_each(technologies, chip, step, accesses, widths, tensor_bits, density) -> StepCost:
+    def under(technology):
+        return evaluate_step(
+            dataclasses.replace(chip, technology=technology), step, accesses, widths, tensor_bits, density
+        )
+
+    return jax.vmap(under)(technologies)

@@ -1,0 +1,216 @@
+"""The published systems S1 to S8 reproduced: what they report beside what we find, and each mechanism switched off in turn.
+
+    python -m experiments.table_systems                       # all eight; some ten minutes on two cores
+    python -m experiments.table_systems --only S5 --json
+    python -m experiments.table_systems --page docs/systems.md --plot docs/images   # renews the page's tables and pictures
+    python -m experiments.table_systems --quick               # few samples, short training: only to see it work
+
+Published figures stand in hw/chips/systems.yaml; a system's module under experiments/systems measures ours. Nothing is
+fitted. Intervals are the central 90 % over drawn technologies, widened by each assumption moved to the ends of its range.
+"""
+
+import dataclasses
+import importlib
+import importlib.resources
+import json
+from collections.abc import Mapping as Map
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from experiments.systems.record import System
+from experiments.table_silicon import ROUNDING, replace_between
+from hw.technology import unknown
+
+MODULES = {
+    "S6": "s6_cnnp",
+    "S7": "s7_unpu",
+}
+MARKS = ("<!-- table_systems -->", "<!-- end of table_systems -->")
+
+
+def read_systems() -> dict[str, dict[str, Any]]:
+    """What the systems report, by their short name."""
+    return yaml.safe_load((importlib.resources.files("hw") / "chips" / "systems.yaml").read_text())
+
+
+def join(told: Map[str, Any], system: System) -> dict[str, Any]:
+    """Published headlines beside ours.
+
+    Raises:
+      ValueError: a headline that the system's module did not measure, or one that nobody publishes.
+    """
+    names = [row["name"] for row in told["headlines"]]
+    if set(names) != set(system.figures):
+        raise ValueError(f"expected figures for {names}, got {sorted(system.figures)}; make the two agree")
+    headlines = []
+    for row in told["headlines"]:
+        figure, published = system.figures[row["name"]], row["published"]
+        inside = figure.low * (1.0 - ROUNDING) <= (published or 0.0) <= figure.high * (1.0 + ROUNDING)
+        headlines.append(
+            {
+                "name": row["name"], "published": published, "ours": figure.ours, "low": figure.low,
+                "high": figure.high, "unit": row["unit"],
+                "ratio": figure.ours / published if published else None,
+                "inside": inside if published is not None else None,
+                "source": row["source"], "baseline": row.get("baseline"),
+            }
+        )  # fmt: skip
+    return {
+        "title": told["title"], "headlines": headlines, "workload": system.workload,
+        "num_assumed": len(system.assumptions),
+        "assumptions": {name: dataclasses.asdict(it) for name, it in system.assumptions.items()},
+        "ablation": {name: dict(row) for name, row in system.ablation.items()},
+        "accuracy": dict(system.accuracy), "notes": system.notes,
+    }  # fmt: skip
+
+
+def tabulate(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    """All systems as one object for JSON."""
+    told = read_systems()
+    measured = {
+        name: importlib.import_module(f"experiments.systems.{MODULES[name]}").measure_system(quick) for name in names
+    }
+    return {"systems": {name: join(told[name], system) for name, system in measured.items()}, "quick": quick}
+
+
+def show(table: Map[str, Any]) -> None:
+    """Print the table for people."""
+    rich = Table(title="Published systems")
+    for heading in ("system", "headline", "published", "ours", "interval", "ours / published", "inside"):
+        rich.add_column(heading)
+    for name, system in table["systems"].items():
+        for row in system["headlines"]:
+            rich.add_row(name, *_cells(row))
+    console = Console(width=150)
+    console.print(rich)
+    for name, system in table["systems"].items():
+        for mechanism, row in system["ablation"].items():
+            console.print(f"{name} {mechanism}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+        if system["accuracy"]:
+            told = ", ".join(f"{key} {value:.2f} %" for key, value in system["accuracy"].items())
+            console.print(f"{name} accuracy: {told}")
+
+
+def _cells(row: Map[str, Any]) -> tuple[str, ...]:
+    star = "*" if row["baseline"] else ""
+    inside = {True: "yes", False: "no", None: "–"}[row["inside"]]
+    return (
+        row["name"] + star,
+        "–" if row["published"] is None else f"{row['published']:g} {row['unit']}",
+        f"{row['ours']:.4g} {row['unit']}",
+        f"{row['low']:.3g} to {row['high']:.3g}",
+        "–" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        inside,
+    )
+
+
+def markdown(table: Map[str, Any]) -> str:
+    """Headlines, ablations, accuracies, workloads and assumptions of every system as Markdown."""
+    lines = []
+    for name, system in table["systems"].items():
+        lines += [f"### {name}: {system['title']}", "", f"Workload: {system['workload']}. {system['notes']}", ""]
+        lines += ["| headline | published | ours | interval | ours / published | inside | source |", "|---" * 7 + "|"]
+        lines += [f"| {' | '.join((*_cells(row), row['source']))} |" for row in system["headlines"]]
+        if system["ablation"]:
+            columns = list(dict.fromkeys(key for row in system["ablation"].values() for key in row))
+            lines += ["", f"| without, or step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+            for mechanism, row in system["ablation"].items():
+                lines.append(f"| {mechanism} | {' | '.join(_number(row.get(key)) for key in columns)} |")
+        if system["accuracy"]:
+            lines += ["", "| training scheme | test accuracy (%) |", "|---|---|"]
+            lines += [f"| {scheme} | {value:.2f} |" for scheme, value in system["accuracy"].items()]
+        if system["assumptions"]:
+            lines += ["", "| assumed | value | range | why |", "|---|---|---|---|"]
+            for key, it in system["assumptions"].items():
+                lines.append(f"| {key} | {it['value']:g} | {it['low']:g} to {it['high']:g} | {it['reason']} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def plot_headlines(table: Map[str, Any], path: Path) -> None:
+    """Ours over published for every headline that is published and not zero, with intervals; the line is equality."""
+    import matplotlib.pyplot as plt  # half a second to import: only who plots pays for it
+
+    rows = [
+        (f"{name} {row['name']}", row)
+        for name, system in table["systems"].items()
+        for row in system["headlines"]
+        if row["ratio"] and row["low"] > 0
+    ]
+    figure, axis = plt.subplots(figsize=(8, 0.26 * len(rows) + 1))
+    for place, (_, row) in enumerate(rows):
+        published = row["published"]
+        axis.plot([row["low"] / published, row["high"] / published], [place] * 2, color="0.6", linewidth=2)
+        axis.scatter(row["ratio"], place, color="C0" if row["inside"] else "C3", zorder=2, s=18)
+    axis.axvline(1.0, color="black", linewidth=1)
+    axis.set(xscale="log", xlabel="ours / published", yticks=range(len(rows)))
+    axis.set_yticklabels([label for label, _ in rows], fontsize="x-small")
+    axis.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_ablations(table: Map[str, Any], path: Path) -> None:
+    """Every number of every ablation as a bar, a panel for each system."""
+    import matplotlib.pyplot as plt
+
+    systems = {name: system["ablation"] for name, system in table["systems"].items() if system["ablation"]}
+    heights = [1 + sum(map(len, ablation.values())) for ablation in systems.values()]
+    figure, axes = plt.subplots(
+        len(systems), 1, figsize=(8, 0.24 * sum(heights) + 1), height_ratios=heights, squeeze=False
+    )
+    for axis, (name, ablation) in zip(axes[:, 0], systems.items(), strict=True):
+        bars = [(f"{what}: {key}", value) for what, row in ablation.items() for key, value in row.items()]
+        axis.barh([label for label, _ in bars], [value for _, value in bars], color="C0")
+        axis.tick_params(labelsize="x-small")
+        axis.set_title(name, fontsize="small", loc="left")
+        axis.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main(
+    only: tuple[str, ...] = (),
+    quick: bool = False,
+    page: Path | None = None,
+    plot: Path | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Compare and tabulate.
+
+    Args:
+      only: systems, S1 to S8; by default all.
+      quick: few samples and short training, to see it work.
+      page: Markdown file whose tables of systems are renewed, docs/systems.md.
+      plot: folder for the pictures of headlines and ablations.
+      as_json: print one JSON object instead of the table.
+    """
+    for name in only:
+        if name not in MODULES:
+            raise ValueError(unknown("system", name, MODULES))
+    table = tabulate(sorted(only or MODULES), quick)
+    if plot is not None:
+        plot_headlines(table, plot / "systems.svg")
+        plot_ablations(table, plot / "systems_ablation.svg")
+    if page is not None:
+        replace_between(page, MARKS, markdown(table))
+    if as_json:
+        print(json.dumps(table))
+    else:
+        show(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
