@@ -61,7 +61,7 @@ class TraceCommand:
     model: str = "lenet"
     """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
     data: str = "digits"
-    """digits, or the path of a folder with IDX files, or an npz file; decides the shape of the input."""
+    """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
     batch_size: Count = 128
     """Samples per training step."""
     as_json: Json = False
@@ -78,7 +78,7 @@ class CostCommand:
     model: str = "lenet"
     """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
     data: str = "digits"
-    """digits, or the path of a folder with IDX files, or an npz file; decides the shape of the input."""
+    """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
     batch_size: Count = 128
     """Samples per training step."""
     bits: Annotated[int, Between(1, 32)] = 8

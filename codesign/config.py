@@ -51,11 +51,11 @@ class DataConfig:
     """The data it learns from."""
 
     name: str = "digits"
-    """digits (comes with scikit-learn), or the path of a folder with IDX files or of an npz file."""
+    """digits (comes with scikit-learn), the path of a dataset in any format of docs/own-data.md, or module:function."""
     writer: Seed | None = None
-    """Personalise to this synthetic writer (a seed) after training on everybody; None turns it off."""
+    """Personalise to this synthetic writer (a seed), or user where data come by user, after training on everybody; None: not."""
     writer_samples: Count = 40
-    """Samples of that writer to adapt on, the same number of each class."""
+    """Samples of that writer to adapt on, the same number of each class (of a user at most half of the class)."""
 
 
 @dataclass(frozen=True)

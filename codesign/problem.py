@@ -57,7 +57,7 @@ class Tasks(NamedTuple):
 def load_tasks(config: Config) -> Tasks:
     """One dataset for both, or with a writer: pretraining on everybody, methods on a few samples of the writer.
 
-    The writer's evaluation digits are halved, class by class: one half to choose on, the other to report.
+    The writer's evaluation examples are halved, class by class: one half to choose on, the other to report.
 
     Raises:
       ValueError: a dataset that cannot be read, a batch larger than it, more of the writer's samples than there are.
@@ -75,10 +75,11 @@ def load_tasks(config: Config) -> Tasks:
     judged = stratified_places(personal.evaluation.labels) % 2 == 0
     writer = dataclasses.replace(
         personal.dataset,
-        name=f"{everybody.name}, writer {config.data.writer}",
+        name=f"{everybody.name}, {'writer' if personal.writer else 'user'} {config.data.writer}",
         train=personal.adaptation,
         validation=take(personal.evaluation, ~judged),
         test=take(personal.evaluation, judged),
+        test_users=None,
     )
     return Tasks(personal.dataset, writer)
 

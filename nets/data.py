@@ -4,7 +4,8 @@ Everything random comes from explicit seeds, so that a run can be repeated and r
 """
 
 import importlib.util
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,8 @@ class Dataset:
       train, validation, test: the splits.
       num_classes: number of labels.
       mean, scale: shape (channels,); networks see (pixels - mean) / scale of pixels in [0, 1].
+      test_users: int32, shape (n,), whose each example of the test split is, where the data come by user: users
+        0, 1, ..., none of whom occurs in another split; else None.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Dataset:
     num_classes: int
     mean: np.ndarray
     scale: np.ndarray
+    test_users: np.ndarray | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -109,6 +113,29 @@ def _to_pixels(what: str, images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32)
 
 
+def shape_images(what: str, pixels: np.ndarray) -> np.ndarray:
+    """Rows of pixels as square images.
+
+    Args:
+      what: they are called this in errors.
+      pixels: shape (n, pixels), row by row, channels last.
+
+    Returns:
+      Shape (n, height, height, 1) or, if only the third of their number is square, (n, height, height, 3).
+
+    Raises:
+      ValueError: no such shape.
+    """
+    count = pixels.shape[1]
+    for channels in (1, 3):
+        height = math.isqrt(count // channels)
+        if channels * height**2 == count > 0:
+            return pixels.reshape(-1, height, height, channels)
+    raise ValueError(
+        f"{what}: expected a square number of pixels for an image, or three times one, got {count}; save them as npz"
+    )
+
+
 def make_dataset(
     name: str,
     train: Examples,
@@ -152,14 +179,58 @@ def make_dataset(
                 "mend the label or raise num_classes"
             )
     channels = train.images.shape[-1]
-    mean, scale = np.zeros(channels, np.float32), np.ones(channels, np.float32)
-    if standardise:
-        mean = train.images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
-        scale = train.images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
-        if not np.all(scale > 0):
-            raise ValueError(f"{name}: expected channels that vary, got a constant one; drop it or do not standardise")
+    if not standardise:
+        zeros, ones = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+        return Dataset(name, train, validation, test, num_classes, zeros, ones)
+    mean = train.images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
+    scale = train.images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
+    if not np.all(scale > 0):
+        raise ValueError(f"{name}: expected channels that vary, got a constant one; drop it or do not standardise")
     train, validation, test = (Examples((s.images - mean) / scale, s.labels) for s in (train, validation, test))
     return Dataset(name, train, validation, test, num_classes, mean, scale)
+
+
+def assemble_dataset(
+    name: str, splits: Mapping[str, Examples], num_classes: int | None, standardise: bool = False
+) -> Dataset:
+    """A dataset of the splits that its source has.
+
+    Without a validation split every sixth training example, stratified by label, becomes it. Without a test split, too,
+    of every five examples in the order of their labels the first goes to the test split, the second to validation, the
+    others to training.
+
+    Args:
+      name: what it is called in reports and errors.
+      splits: "train" and, if the source has them, "validation" and "test".
+      num_classes: number of labels; None counts those of the training split.
+      standardise: see `make_dataset`.
+
+    Raises:
+      ValueError: labels of the training split with gaps where they are to be counted; as `make_dataset`.
+    """
+    train = splits["train"]
+    if num_classes is None:
+        num_classes = _count_classes(f"{name}, train split", train.labels)
+    if "test" in splits and "validation" in splits:
+        validation, test = splits["validation"], splits["test"]
+    elif "test" in splits:
+        test, is_validation = splits["test"], stratified_places(train.labels) % 6 == 0
+        train, validation = take(train, ~is_validation), take(train, is_validation)
+    else:
+        part = stratified_places(train.labels) % 5
+        train, validation, test = (take(train, chosen) for chosen in (part >= 2, part == 1, part == 0))
+    return make_dataset(name, train, validation, test, num_classes, standardise)
+
+
+def _count_classes(what: str, labels: np.ndarray) -> int:
+    """One more than the largest label, if all below it occur: a stray label would otherwise add empty classes."""
+    found = np.unique(labels)
+    if not np.array_equal(found, np.arange(len(found))):
+        raise ValueError(
+            f"{what}: expected labels 0, 1, 2, ... without gaps, got {found[0]} to {found[-1]}, {len(found)} "
+            "different ones; mend them, or set num_classes if some classes have no example"
+        )
+    return len(found)
 
 
 def take(examples: Examples, indices: np.ndarray) -> Examples:
@@ -199,9 +270,7 @@ def load_digits_dataset() -> Dataset:
     table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
     examples = make_examples("digits", pixels / 16, labels)
-    part = stratified_places(examples.labels) % 5
-    train, validation, test = (take(examples, chosen) for chosen in (part >= 2, part == 1, part == 0))
-    return make_dataset("digits", train, validation, test, num_classes=10)
+    return assemble_dataset("digits", {"train": examples}, num_classes=10)
 
 
 def batches(dataset: Dataset, batch_size: int, seed: int, epoch: int, *, max_shift: int = 0) -> Iterator[Examples]:

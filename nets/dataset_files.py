@@ -1,4 +1,4 @@
-"""Datasets from local files: IDX (the format of MNIST, plain or gzipped) and NumPy's npz.
+"""Datasets from local files: finds out their format; IDX (of MNIST, plain or gzipped) and NumPy's npz are read here.
 
 Files come from anywhere, so nothing in them is trusted: every read checks what it got, never unpickles, and complains
 in one line that names the file, what was expected, what was found and what to do.
@@ -6,14 +6,22 @@ in one line that names the file, what was expected, what was found and what to d
 
 import difflib
 import gzip
+import importlib
 import math
+import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from nets.data import Dataset, Examples, load_digits_dataset, make_dataset, make_examples, stratified_places, take
+from nets.cifar import is_cifar, load_cifar_dataset
+from nets.csv_files import load_csv_dataset
+from nets.data import Dataset, assemble_dataset, load_digits_dataset, make_examples
+from nets.image_folders import is_image_folder, load_image_folder
+from nets.user_files import is_user_folder, load_user_dataset
 
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -23,12 +31,13 @@ NPZ_SPLITS = ("train", "validation", "test")
 
 
 def load_dataset(source: str | Path, *, num_classes: int | None = None, standardise: bool = False) -> Dataset:
-    """Load the dataset called "digits", a folder of IDX files, or an npz file.
+    """Load a dataset, whatever its format.
 
     Args:
-      source: "digits", or the path of a folder (see `load_idx_dataset`) or of an npz file (see `load_npz_dataset`).
+      source: "digits"; the path of a file or folder, whose format is found out: IDX, npz, CIFAR-10, images by class,
+        CSV, JSON by user; or "module:function", a function of the user's own that returns a `Dataset`.
       num_classes: of a dataset from files; None counts the labels of its training split.
-      standardise: see `nets.data.make_dataset`; the digits never are.
+      standardise: see `nets.data.make_dataset`; the digits and datasets of a function never are.
 
     Returns:
       The dataset.
@@ -39,12 +48,51 @@ def load_dataset(source: str | Path, *, num_classes: int | None = None, standard
     if str(source) == "digits":
         return load_digits_dataset()
     path = Path(source)
+    options: dict[str, Any] = {"num_classes": num_classes, "standardise": standardise}
     if path.is_dir():
-        return load_idx_dataset(path, num_classes=num_classes, standardise=standardise)
+        return _folder_loader(path)(path, **options)
     if path.is_file():
-        return load_npz_dataset(path, num_classes=num_classes, standardise=standardise)
+        return _file_loader(path)(path, **options)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(source)):
+        return _call(str(source))
     hint = "did you mean 'digits'?" if difflib.get_close_matches(str(source).lower(), ["digits"]) else "check the path"
-    raise ValueError(f"{source}: expected 'digits', a folder of IDX files or an npz file, found nothing there; {hint}")
+    raise ValueError(
+        f"{source}: expected 'digits', a file or folder of a dataset, or module:function, found nothing there; {hint}"
+    )
+
+
+def _folder_loader(path: Path) -> Callable[..., Dataset]:
+    """Who reads a folder, by what lies in it; IDX, the first format, also explains what is missing."""
+    if is_cifar(path):
+        return load_cifar_dataset
+    if (path / "train.csv").is_file():
+        return load_csv_dataset
+    if is_user_folder(path):
+        return load_user_dataset
+    if is_image_folder(path):
+        return load_image_folder
+    return load_idx_dataset
+
+
+def _file_loader(path: Path) -> Callable[..., Dataset]:
+    if is_cifar(path):
+        return load_cifar_dataset
+    return {".csv": load_csv_dataset, ".json": load_user_dataset}.get(path.suffix.lower(), load_npz_dataset)
+
+
+def _call(source: str) -> Dataset:
+    """What a function of the user's own returns; its errors, whatever they are, in one line."""
+    module, _, name = source.partition(":")
+    try:
+        dataset = getattr(importlib.import_module(module), name)()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise ValueError(f"{source}: expected it to return a Dataset, got {type(error).__name__}: {reason}") from error
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"{source}: expected a nets.data.Dataset, got {type(dataset).__name__}; return what collect_dataset makes"
+        )
+    return dataset
 
 
 def load_idx_dataset(folder: str | Path, *, num_classes: int | None = None, standardise: bool = False) -> Dataset:
@@ -69,7 +117,7 @@ def load_idx_dataset(folder: str | Path, *, num_classes: int | None = None, stan
     for split, (images_name, labels_name) in IDX_NAMES.items():
         images, labels = read_idx(_find_idx(folder, images_name)), read_idx(_find_idx(folder, labels_name))
         splits[split] = make_examples(f"{folder}, {split} files", images, labels)
-    return _assemble(folder, splits, num_classes, standardise)
+    return assemble_dataset(str(folder), splits, num_classes, standardise)
 
 
 def load_npz_dataset(path: str | Path, *, num_classes: int | None = None, standardise: bool = False) -> Dataset:
@@ -104,7 +152,7 @@ def load_npz_dataset(path: str | Path, *, num_classes: int | None = None, standa
                 "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
             )
         splits[split] = make_examples(f"{path}, {split} split", *(arrays[name] for name in names))
-    return _assemble(path, splits, num_classes, standardise)
+    return assemble_dataset(str(path), splits, num_classes, standardise)
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -151,7 +199,9 @@ def _find_idx(folder: Path, name: str) -> Path:
             return path
     others = sorted(folder.glob("*.npz"))
     advice = (
-        f"give that file instead: {others[0]}" if len(others) == 1 else "put the four IDX files of the dataset there"
+        f"give that file instead: {others[0]}"
+        if len(others) == 1
+        else "put the four IDX files of the dataset there, or another of the formats of docs/own-data.md"
     )
     raise ValueError(f"{folder}: expected a file {name} or {name}.gz, found none; {advice}")
 
@@ -170,26 +220,3 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path}: expected an npz file of plain arrays, got {reason}; save it with numpy.savez, or fetch it again"
         ) from error
-
-
-def _assemble(path: Path, splits: dict[str, Examples], num_classes: int | None, standardise: bool) -> Dataset:
-    train = splits["train"]
-    if num_classes is None:
-        num_classes = _count_classes(f"{path}, train split", train.labels)
-    if "validation" in splits:
-        validation = splits["validation"]
-    else:
-        is_validation = stratified_places(train.labels) % 6 == 0
-        train, validation = take(train, ~is_validation), take(train, is_validation)
-    return make_dataset(str(path), train, validation, splits["test"], num_classes, standardise)
-
-
-def _count_classes(what: str, labels: np.ndarray) -> int:
-    """One more than the largest label, if all below it occur: a stray label would otherwise add empty classes."""
-    found = np.unique(labels)
-    if not np.array_equal(found, np.arange(len(found))):
-        raise ValueError(
-            f"{what}: expected labels 0, 1, 2, ... without gaps, got {found[0]} to {found[-1]}, {len(found)} "
-            "different ones; mend them, or set num_classes if some classes have no example"
-        )
-    return len(found)

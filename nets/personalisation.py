@@ -1,7 +1,8 @@
-"""Personalisation: a network trained on everybody's digits adapts to one writer from a few samples.
+"""Personalisation: a network trained on everybody's images adapts to one user from a few samples.
 
-The writer is synthetic: real digits that no training saw, in a handwriting of its own, which is a seeded affine map
-(slant, rotation, size) and a seeded change of stroke width, the same for all of the writer's digits.
+Where the data come by user, it is one of those that no training saw. Otherwise it is a synthetic writer: real digits that
+no training saw, in a handwriting of its own, which is a seeded affine map (slant, rotation, size) and a seeded change of
+stroke width, the same for all of the writer's digits.
 """
 
 import math
@@ -34,16 +35,18 @@ class Personalisation:
     """Pretrain on `dataset.train`, adapt on `adaptation`, report `evaluation`, and what was forgotten: `dataset.test`.
 
     Fields:
-      dataset: the global set; its test split holds the originals of `evaluation`, none of `adaptation`.
-      adaptation: the few digits of the writer that the network may learn from, the same number of each class.
-      evaluation: the writer's other digits.
-      writer: how the writer writes.
+      dataset: the global set. Of a synthetic writer its test split holds the originals of `evaluation`, none of
+        `adaptation`; of a real user it holds the other users of the test split.
+      adaptation: the few examples of the user that the network may learn from, of each class the same number, or up to
+        half of a real user's.
+      evaluation: the user's other examples.
+      writer: how a synthetic writer writes; None for a real user.
     """
 
     dataset: Dataset
     adaptation: Examples
     evaluation: Examples
-    writer: Writer
+    writer: Writer | None
 
 
 def make_writer(seed: int) -> Writer:
@@ -102,21 +105,26 @@ def write(pixels: np.ndarray, writer: Writer) -> np.ndarray:
 
 
 def make_personalisation(dataset: Dataset, seed: int, samples_per_class: int = 5) -> Personalisation:
-    """Make the task of one synthetic writer out of a dataset's test split.
+    """Make the task of one user out of a dataset's test split: a real one where it has `test_users`, else synthetic.
 
-    Which digits adapt is fixed by the dataset and `samples_per_class`, so writers differ in their handwriting only.
+    Which digits adapt is fixed by the dataset and `samples_per_class`, so synthetic writers differ in their handwriting
+    only. A real user adapts on the first examples of each class, at most half of them.
 
     Args:
-      dataset: pretraining uses its training and validation splits; its test split becomes the writer's digits.
-      seed: of the writer.
-      samples_per_class: digits of each class for adaptation.
+      dataset: pretraining uses its training and validation splits; its test split becomes the writer's digits, or holds
+        the user.
+      seed: of the synthetic writer, or which of the users.
+      samples_per_class: digits of each class for adaptation, at most.
 
     Returns:
       The task. The 360 test digits of the digits dataset give 50 for adaptation and 310 for evaluation.
 
     Raises:
-      ValueError: samples_per_class below one, or so large that less is left for evaluation than for adaptation.
+      ValueError: samples_per_class below one, or so large that less is left for evaluation than for adaptation; no such
+        user, or one with fewer than two examples of every class.
     """
+    if dataset.test_users is not None:
+        return _personalise_to_user(dataset, dataset.test_users, seed, samples_per_class)
     labels = dataset.test.labels
     per_class = np.bincount(labels, minlength=dataset.num_classes)
     if not 1 <= samples_per_class <= per_class.min() // 2:
@@ -134,4 +142,30 @@ def make_personalisation(dataset: Dataset, seed: int, samples_per_class: int = 5
         adaptation=take(writer_digits, adapts),
         evaluation=take(writer_digits, ~adapts),
         writer=writer,
+    )
+
+
+def _personalise_to_user(dataset: Dataset, users: np.ndarray, user: int, samples_per_class: int) -> Personalisation:
+    """The task of one of the users of the test split."""
+    num_users = int(users.max()) + 1
+    if not 0 <= user < num_users or samples_per_class < 1:
+        raise ValueError(
+            f"expected a user in 0..{num_users - 1} (those of the test split of {dataset.name}) and at least one sample "
+            f"per class, got user {user} and {samples_per_class}; choose another"
+        )
+    own = take(dataset.test, users == user)
+    per_class = np.bincount(own.labels, minlength=dataset.num_classes)
+    first_of_class = np.cumsum(per_class) - per_class
+    place = stratified_places(own.labels) - first_of_class[own.labels]
+    adapts = place < np.minimum(samples_per_class, per_class // 2)[own.labels]
+    if not adapts.any():
+        raise ValueError(
+            f"expected two examples of some class from user {user} of {dataset.name}, got none; choose another"
+        )
+    others = users != user
+    return Personalisation(
+        dataset=replace(dataset, test=take(dataset.test, others), test_users=users[others]),
+        adaptation=take(own, adapts),
+        evaluation=take(own, ~adapts),
+        writer=None,
     )
