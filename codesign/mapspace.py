@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw.accesses import Accesses
-from hw.operation import LOOPS, OPERANDS, RELEVANT
+from hw.operation import LOOPS, OPERANDS, PASSES, RELEVANT, Operation, make_operation
 
 Array = NDArray[np.float64]
 G, N, K, C, P, Q, R, S = range(len(LOOPS))
@@ -85,6 +85,12 @@ class Nest(NamedTuple):
     @property
     def macs(self) -> int:
         return int(np.prod([int(b) for b in self.bounds], dtype=object))
+
+    def operation(self) -> Operation:
+        """The same for `hw.accesses.count`; every tap is on data."""
+        sizes = dict(zip(LOOPS, self.bounds, strict=True))
+        pass_ = next(p for p, operand in PASSES.items() if operand == OPERANDS[self.accumulated])
+        return make_operation(**sizes, stride=self.stride, dilation=self.dilation, pass_=pass_)
 
 
 class Row(NamedTuple):

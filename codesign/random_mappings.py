@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from codesign.mapspace import IDLE, INPUTS, Array, C, Counts, G, Limits, N, Nest, P, Price, Q, R, S, Space, make_rows
 from hw.accesses import Accesses, count
 from hw.mapping import Mapping
-from hw.operation import LOOPS, OPERANDS, Operation
+from hw.operation import LOOPS
 
 _BLOCK = 4096
 """Mappings drawn at once, and counted at once: one shape, one compilation."""
@@ -122,7 +122,7 @@ def count_draws(nest: Nest, space: Space, draws: Draws) -> Counts:
         rows = make_rows(nest, space)
         return Counts(rows, np.empty((len(rows), 0)), nest.accumulated)
     with jax.enable_x64(True):
-        operation = _operation(nest)
+        operation = nest.operation()
         keep = jnp.broadcast_to(jnp.asarray(space.keep, float), (_BLOCK, *space.keep.shape))
         for start in range(0, number, _BLOCK):
             part = draws.take(np.arange(start, start + _BLOCK) % number)
@@ -145,12 +145,6 @@ def prime_factors(number: int) -> list[int]:
             number //= p
         p += 1
     return factors + [number] * (number > 1)
-
-
-def _operation(nest: Nest) -> Operation:
-    accumulated = np.eye(len(OPERANDS))[nest.accumulated]
-    taps = [nest.bounds[P + axis] * nest.bounds[R + axis] for axis in range(2)]
-    return Operation(*(jnp.asarray(x, float) for x in (nest.bounds, nest.stride, nest.dilation, taps, accumulated)))
 
 
 @functools.cache

@@ -55,7 +55,7 @@ def check(path: Path, format: Literal["timeloop", "zigzag"] = "timeloop") -> dic
     points: Sequence[Point] = read_zigzag(path) if format == "zigzag" else read_timeloop(path)
     if not points:
         raise FormatError("line 1, field (all): no points")
-    counts = iter(_count_all([case for point in points for case in point.cases], points[0].conventions))
+    counts = iter(count_all([case for point in points for case in point.cases], points[0].conventions))
     for point in points:
         of_cases = [next(counts) for _ in point.cases]
         for entry in point.entries(of_cases):
@@ -72,7 +72,7 @@ def check(path: Path, format: Literal["timeloop", "zigzag"] = "timeloop") -> dic
     }
 
 
-def _count_all(cases: list[Case], conventions: Conventions) -> list[Accesses]:
+def count_all(cases: list[Case], conventions: Conventions) -> list[Accesses]:
     """Counts of all cases in one batch, as numpy arrays; empty levels below the others make them equally deep."""
     depth = max(case.mapping.num_levels for case in cases)
     deepened = [Case(case.operation, _deepened(case.mapping, depth)) for case in cases]

@@ -56,7 +56,7 @@ class TimeloopPoint:
                     yield Entry(f"{where} energy pJ", words.number("energy_pJ"), energy, relative=1e-6)
         if reliable:
             yield Entry("cycles", result.number("cycles"), self._cycles(accesses), tolerance=1.0)
-            yield Entry("energy uJ", result.number("energy_total_uJ"), self._energy(accesses), HALF_DIGIT, 1e-6)
+            yield Entry("energy uJ", result.number("energy_total_uJ"), self.energy(accesses), HALF_DIGIT, 1e-6)
 
     def _cycles(self, accesses: Accesses) -> float:
         """Compute cycles, or those of the level whose reads or writes take longest."""
@@ -66,7 +66,7 @@ class TimeloopPoint:
             cycles.append(np.sum(accesses.fills[l] + accesses.updates[l]) / level.number("write_bw", positive=True))
         return max(cycles)
 
-    def _energy(self, accesses: Accesses) -> float:
+    def energy(self, accesses: Accesses) -> float:
         """Energy in microjoules, at the file's picojoules per access."""
         per_access = np.array([level.number("access_energy") for level in self.levels])
         words = np.sum(accesses.reads + accesses.fills + accesses.updates, axis=1) * accesses.instances

@@ -36,6 +36,7 @@ class ZigzagPoint:
     name: str
     cases: list[Case]
     record: Record
+    layer: Record
     arch: Record
     roles: dict[str, str]
     memories: dict[str, list[str]]
@@ -44,21 +45,27 @@ class ZigzagPoint:
     conventions = ZIGZAG
 
     def entries(self, counts: list[Accesses]) -> Iterator[Entry]:
-        energy = 0.0
+        widths = {}
         for operand, accesses in zip(WIRES, counts, strict=True):
             expected = self.record.record("element_moves").record(operand)
             bits = self.record.record("move_precision_bits").record(operand)
             for memory, moves in self._moves(operand, accesses).items():
                 for kind, number in moves.items():
                     yield Entry(f"{memory} {operand} {kind}", expected.record(memory).number(kind), number)
-                    width = bits.record(memory).number(kind)
-                    energy += number * width * self._energy_per_bit(memory, operand, kind)
-        mac = self.arch.record("operational_array").number("unit_energy")
-        energy += float(counts[0].macs) * mac
+                    widths[operand, memory, kind] = bits.record(memory).number(kind)
         expected_energy = self.record.number("linear_energy_total_pJ")
-        yield Entry("linear energy pJ", expected_energy, energy, relative=1e-9)
+        yield Entry("linear energy pJ", expected_energy, self.energy(counts, widths), relative=1e-9)
         cycles = self.record.number("ideal_temporal_cycle")
         yield Entry("ideal temporal cycles", cycles, float(counts[0].compute_cycles))
+
+    def energy(self, counts: list[Accesses], widths: dict[tuple[str, str, str], float]) -> float:
+        """Linear energy in picojoules, with bits of the words by operand, memory and direction."""
+        energy = float(counts[0].macs) * self.arch.record("operational_array").number("unit_energy")
+        for operand, accesses in zip(WIRES, counts, strict=True):
+            for memory, moves in self._moves(operand, accesses).items():
+                for kind, number in moves.items():
+                    energy += number * widths[operand, memory, kind] * self.energy_per_bit(memory, operand, kind)
+        return energy
 
     def _moves(self, operand: str, accesses: Accesses) -> dict[str, dict[str, float]]:
         """Words of the whole chip by memory and direction."""
@@ -84,7 +91,7 @@ class ZigzagPoint:
                 moves[memory] = {"rd_out_to_low": total["reads"][i], "wr_in_by_high": total["fills"][i]}
         return moves
 
-    def _energy_per_bit(self, memory: str, operand: str, kind: str) -> float:
+    def energy_per_bit(self, memory: str, operand: str, kind: str) -> float:
         """Picojoules per bit through the port that serves a direction; DRAM refills cost nothing."""
         record = self.arch.record("memories").record(memory)
         cost = record.number("r_cost" if kind.startswith("rd") else "w_cost")
@@ -113,7 +120,7 @@ def read_zigzag(path: Path) -> list[ZigzagPoint]:
             raise record.error(f"unknown layer {name[:40]!r}")
         arch = document.record("archs").record(record.get("arch", str))
         try:
-            points.append(_zigzag_point(record, layers[name], arch))
+            points.append(zigzag_point(record, layers[name], arch))
         except FormatError:
             raise
         except (ValueError, TypeError) as error:
@@ -121,7 +128,8 @@ def read_zigzag(path: Path) -> list[ZigzagPoint]:
     return points
 
 
-def _zigzag_point(record: Record, layer: Record, arch: Record) -> ZigzagPoint:
+def zigzag_point(record: Record, layer: Record, arch: Record) -> ZigzagPoint:
+    """One point: a mapping of a layer on a chip."""
     roles = _roles(layer.get("equation", str))
     window = {"x": (1, 1), "y": (1, 1)}
     for relation in layer.get("dimension_relations", list):
@@ -150,7 +158,7 @@ def _zigzag_point(record: Record, layer: Record, arch: Record) -> ZigzagPoint:
         mapping, kept[operand] = _split_levels(operation, record, loops, served, latched=operand != "O")
         cases.append(Case(operation, mapping))
     name = " ".join(str(record.value.get(key, "")) for key in ("arch", "layer", "which"))
-    return ZigzagPoint(name, cases, record, arch, roles, memories, kept)
+    return ZigzagPoint(name, cases, record, layer, arch, roles, memories, kept)
 
 
 def _split_levels(
