@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +147,16 @@ def _search(
     mappings = to_mapping(chains.best, operations.bounds, slots)
     scores, mappings, accesses = best_of_chains(num, num_best, chains.best_scores, mappings, chains.kept)
     return Candidates(mappings, accesses, scores)
+
+
+def no_accesses(num_levels: int, num: int, dtype) -> Accesses:
+    """Counts of nothing, of the shape that `count_batch` returns; numpy arrays."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("reads", "fills", "updates", "entering", "finals", "footprint", "keep"), (num_levels, 3)
+    )
+    shapes |= {"fanout": (num_levels, 2), "instances": (num_levels,), "compute_cycles": (), "macs": ()}
+    nothing: dict[str, Any] = {name: np.zeros((*shape, num), dtype) for name, shape in shapes.items()}
+    return Accesses(**nothing)
 
 
 def with_neighbours(found: Sequence[Candidates]) -> Candidates:
