@@ -149,6 +149,7 @@ def _search(
     return Candidates(mappings, accesses, scores)
 
 
+@jax.jit
 def with_neighbours(found: Sequence[Candidates]) -> Candidates:
     """All candidates of the first chip, then the single best of each of the others: (n, K + chips - 1)."""
     best = [jax.tree.map(lambda x: x[:, :1], other) for other in found[1:]]
