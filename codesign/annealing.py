@@ -68,6 +68,9 @@ def make_freedom(slots: Slots, temporal=None, spatial=None, keep=None, toggles=N
       keep, toggles: operands that levels keep at the start and where that may change, (L, 3); without `toggles` a given
         `keep` is fixed.
       perfect: only factors that divide the bounds.
+
+    Returns:
+      The freedom, in numpy: on its way into a search an array costs less so than made on a device.
     """
     levels = slots.num_levels
     temporal = np.ones((levels, NUM_LOOPS), bool) if temporal is None else np.asarray(temporal, bool)
@@ -75,13 +78,14 @@ def make_freedom(slots: Slots, temporal=None, spatial=None, keep=None, toggles=N
     toggles = np.full((levels, 3), keep is None) if toggles is None else np.asarray(toggles, bool)
     keep = np.ones((levels, 3)) if keep is None else np.asarray(keep, float)
     is_open = np.array([temporal[level] if axis < 0 else spatial[level, axis] for level, axis in slots.places])
-    return Freedom(
-        jnp.asarray(np.argsort(~is_open, axis=0, kind="stable").T, jnp.int32),
-        jnp.asarray(is_open.sum(axis=0), jnp.int32),
-        jnp.asarray(keep[:-1], float),
-        jnp.asarray(toggles[:-1]),
-        jnp.asarray(perfect),
+    free: tuple[Any, ...] = (
+        np.argsort(~is_open, axis=0, kind="stable").T.astype(np.int32),
+        is_open.sum(axis=0, dtype=np.int32),
+        keep[:-1].astype(jnp.result_type(float)),
+        toggles[:-1],
+        np.asarray(perfect),
     )
+    return Freedom(*free)
 
 
 class Tables(NamedTuple):
@@ -262,6 +266,7 @@ def anneal(
     """
     bounds, num = operations.bounds, start.factors.shape[-1]
 
+    @jax.jit  # traced once, for its shapes and for the loop
     def scored(genomes: Genome) -> tuple[jax.Array, Any]:
         mappings = to_mapping(genomes, bounds, slots)
         scores, kept = evaluate(operations, mappings, own)

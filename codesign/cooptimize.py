@@ -307,12 +307,13 @@ def search_neighbours(
 ) -> mapper.Candidates:  # fmt: skip
     """Candidates for a design: the best of its own chip, and behind them the single best of each neighbour."""
     work = task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits)
+    chips, start = task.neighbours(design), jax.device_get(start)
     found = [
         search_mappings(
-            chip, *work, prices, jax.random.fold_in(key, i), slots=task.slots, tables=task.tables,
+            chip, *work, prices, own_key, slots=task.slots, tables=task.tables,
             start=start, evaluations=neighbour_evaluations(evaluations) if i else evaluations, num_best=task.num_candidates,
         )
-        for i, chip in enumerate(task.neighbours(design))
+        for i, (chip, own_key) in enumerate(zip(chips, _folded(key, len(chips)), strict=True))
     ]  # fmt: skip
     return mapper.with_neighbours(found)
 
@@ -322,10 +323,19 @@ def neighbour_evaluations(evaluations: int) -> int:
     return evaluations // 2
 
 
+_widths = jax.jit(Precision.bits)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _folded(key: jax.Array, num: int) -> list[jax.Array]:
+    """`num` keys from one."""
+    return [jax.random.fold_in(key, i) for i in range(num)]
+
+
 def refresh_mappings(task: Task, state: State, key: jax.Array, evaluations: int) -> State:
     """Search anew for candidate mappings of the chip as it stands and of its neighbours, starting from those it has."""
     found = search_neighbours(
-        task, state.design, state.precision.bits(), state.prices, key, start=state.mappings, evaluations=evaluations
+        task, state.design, _widths(state.precision), state.prices, key, start=state.mappings, evaluations=evaluations
     )
     return dataclasses.replace(state, mappings=found)
 

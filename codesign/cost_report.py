@@ -9,11 +9,10 @@ import jax
 import numpy as np
 
 from codesign.evaluation import Evaluated
-from codesign.mapper import no_accesses
 from codesign.objective import full_density
 from codesign.tracing import Workload
 from codesign.uncertainty import QUICKLY_COMPILED, interval, sample_step
-from hw.accesses import Accesses
+from hw.accesses import Accesses, no_accesses
 from hw.bounds import LowerBound, lower_bound
 from hw.chip import Chip
 from hw.cost import Cost, price
@@ -74,10 +73,9 @@ def inference_cost(single: Workload, found: Evaluated, bits: jax.Array) -> Coste
 def compile_costs(chip: Chip, workload: Workload, bits: jax.Array) -> None:
     """Compile what costs a training step or inference, by costing a step without accesses: in a thread beside a search."""
     step, operation_bits, tensor_bits = workload.step, workload.operation_bits(bits), workload.tensor_bits(bits)
-    nothing = no_accesses(len(chip.names), len(step.multiplicity), operation_bits.dtype)
-    accesses = jax.tree.map(lambda x: np.moveaxis(x, -1, 0), nothing)
-    cost, _ = sample_step(chip, step, accesses, operation_bits, tensor_bits)
-    _price(chip, step.operations, accesses, operation_bits, cost.resident[np.asarray(step.operand_tensor)])
+    nothing = no_accesses(len(step.multiplicity), len(chip.names), operation_bits.dtype)
+    cost, _ = sample_step(chip, step, nothing, operation_bits, tensor_bits)
+    _price(chip, step.operations, nothing, operation_bits, cost.resident[np.asarray(step.operand_tensor)])
 
 
 def describe_cost(costed: Costed) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,16 +149,7 @@ def _search(
     return Candidates(mappings, accesses, scores)
 
 
-def no_accesses(num_levels: int, num: int, dtype) -> Accesses:
-    """Counts of nothing, of the shape that `count_batch` returns; numpy arrays."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
-        ("reads", "fills", "updates", "entering", "finals", "footprint", "keep"), (num_levels, 3)
-    )
-    shapes |= {"fanout": (num_levels, 2), "instances": (num_levels,), "compute_cycles": (), "macs": ()}
-    nothing: dict[str, Any] = {name: np.zeros((*shape, num), dtype) for name, shape in shapes.items()}
-    return Accesses(**nothing)
-
-
+@jax.jit
 def with_neighbours(found: Sequence[Candidates]) -> Candidates:
     """All candidates of the first chip, then the single best of each of the others: (n, K + chips - 1)."""
     best = [jax.tree.map(lambda x: x[:, :1], other) for other in found[1:]]

@@ -5,11 +5,14 @@ mapping; batch them with `jax.vmap`. Factors may be real-valued: a loop is then 
 factor of 1 and of 2.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hw.adjoint import present_slope, pull_back
 from hw.batching import batch_last
@@ -85,6 +88,22 @@ def count_batch(operations: Operation, mappings: Mapping, conventions: Conventio
       Counts with a trailing batch axis.
     """
     return _accesses(operations, mappings, count_traffic(operations, mappings, conventions))
+
+
+def no_accesses(num: int, num_levels: int, dtype: Any) -> Accesses:
+    """Counts of nothing, in numpy, of the shapes of those of `num` operations: to compile with before there are any.
+
+    Args:
+      num: length of the leading axis.
+      num_levels: memory levels.
+      dtype: of the counts.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"fanout": (num_levels, 2), "instances": (num_levels,)}
+    shapes |= {"compute_cycles": (), "macs": ()}
+    by_operand = (num_levels, len(OPERANDS))
+    fields = dataclasses.fields(Accesses)
+    nothing: Any = {f.name: np.zeros((num, *shapes.get(f.name, by_operand)), dtype) for f in fields}
+    return Accesses(**nothing)
 
 
 @jax.custom_vjp

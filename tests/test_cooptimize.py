@@ -15,6 +15,8 @@ from nets.data import batches
 from nets.dataset_files import load_dataset
 from nets.noise import no_noise
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 MIN_BITS, MAX_BITS = 6, 10
 NUM_STEPS = 20
 PHASES = {
@@ -73,8 +75,8 @@ def measured(problem):
 
 
 @pytest.fixture(scope="module")
-def chip_run(problem):
-    return train(problem, "chip")
+def chip_run(problem, measured):
+    return train(problem, "chip", measured)
 
 
 @pytest.fixture(scope="module")
