@@ -123,7 +123,7 @@ def measure_system(quick: bool) -> System:
         names = ("energy", "area")
         return {f"{n} efficiency over a fixed-point trainer": v for n, v in zip(names, (energy, area), strict=True)}
 
-    moved = {} if quick else {name: it for name, it in HNPU.assumed().items() if name in ("num_macs", "lanes", "tree")}
+    moved = {} if quick else {name: it for name, it in HNPU.assumed().items() if name in ("num_macs", "lanes")}
     built, lanes = chips({}), int(HNPU.assumptions["lanes"].value)
     variants = {
         "all": {"chip": built["full"], "lanes": lanes},
