@@ -89,10 +89,12 @@ def is_inside(figure: Figure, published: float | None, *, is_limit: bool) -> boo
 def tabulate(names: Sequence[str], quick: bool) -> dict[str, Any]:
     """All systems as one object for JSON."""
     told = read_systems()
-    measured = {
-        name: importlib.import_module(f"experiments.systems.{MODULES[name]}").measure_system(quick) for name in names
-    }
-    return {"systems": {name: join(told[name], system) for name, system in measured.items()}, "quick": quick}
+    return {"systems": {name: join(told[name], measure_system(name, quick)) for name in names}, "quick": quick}
+
+
+def measure_system(name: str, quick: bool) -> System:
+    """What a system's module finds; modules are imported one at a time, as each brings its own training."""
+    return importlib.import_module(f"experiments.systems.{MODULES[name]}").measure_system(quick)
 
 
 def show(table: Map[str, Any]) -> None:

@@ -43,7 +43,7 @@ def buffer_saved(trained: str, local_bits: float, region: float, batch: int = 1)
 
 def measure_system(quick: bool) -> System:
     """Headlines and ablations of the system."""
-    samples = 2 if quick else 64
+    samples = 2 if quick else 32
     local_bits, region = (CHIP.assumptions[name] for name in ("local_bits", "region"))
     saved = {
         (trained, bits): buffer_saved(trained, bits, region.value)
@@ -55,7 +55,7 @@ def measure_system(quick: bool) -> System:
     peaks = {name: _baseline(style, width, samples).efficiency for name, (style, width) in BASELINES.items()}
     for name, peak in peaks.items():
         figures[f"peak efficiency over {name}"] = between(low_bit / peak)
-    accuracy = personalise(1 if quick else 3, 4 if quick else 60)
+    accuracy = personalise(1 if quick else 3, 4 if quick else 30)
     figures["accuracy to float32 (digits personalisation)"] = exactly(accuracy[SCHEME] - accuracy["float32"])
     eight = measure_preset(CHIP, "8 bit", None, samples).efficiency
     return System(

@@ -1,7 +1,9 @@
 """S2, in-situ personalisation: masks counted, three cores of which one makes weight gradients, the update unit."""
 
 from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,16 +22,14 @@ CYCLES = 58_230  # of an epoch, derived: 47.4 uJ at 40.7 mW and 50 MHz
 NUM_CORES = 3
 ARRAY = 256  # of one core where it is compared with itself
 SMALL, LARGE = 32, 8  # batches between which the share of updates is told
-UPDATES = {
+UPDATES: dict[str, dict[str, Any]] = {
     "with the unit": {"gradient_bits": 8.0, "master_bits": 16.0},
     "without": {"gradient_bits": 16.0, "master_bits": 32.0},
 }
 
 
-def workload(batch: int, model: str = "lenet", **options: float) -> Workload:
+def workload(batch: int, model: str = "lenet", **options: Any) -> Workload:
     """A training step of a network on digits."""
-    import jax
-
     dataset = load_dataset("digits")
     forward, params, rest = split_model(make_model(model, dataset.input_shape, dataset.num_classes))
     network = lambda params, rest, images, key: forward(params, rest, images, key, True)[0]  # noqa: E731
@@ -71,7 +71,7 @@ def weight_grad_utilisation(step: Workload, *, own: bool) -> float:
 
 def measure_system(quick: bool) -> System:
     """Headlines and ablations of the processor."""
-    samples, evaluations = (2, 64) if quick else (32, 200)
+    samples, evaluations = (2, 64) if quick else (32, 100)
     steps = {name: {batch: workload(batch, **UPDATES[name]) for batch in (SMALL, LARGE)} for name in UPDATES}
     step = steps["with the unit"][LARGE]
     core = assign_passes(step.step, input_grad=1, weight_grad=2)
@@ -83,7 +83,7 @@ def measure_system(quick: bool) -> System:
         power = np.asarray(found.energy - found.dram_energy, float) / np.asarray(found.latency, float)
         return {"power": 1e3 * power, "energy of an epoch": 1e6 * power * CYCLES / 50e6}
 
-    moved = {} if quick else {name: it for name, it in TRAINER.assumed().items() if name in ("num_macs", "tree")}
+    moved = {} if quick else {name: it for name, it in TRAINER.assumed().items() if name in ("num_macs",)}
     figures = sweep(measure, moved)
     chip = TRAINER.make("8 bit")
     cost = partial(cost_variant, evaluations=evaluations, samples=samples)
@@ -97,7 +97,7 @@ def measure_system(quick: bool) -> System:
     figures["intermediate data saved by masks"] = Figure(masks_saved(step), shares[0], shares[-1])
     figures["weight_grad utilisation"] = exactly(weight_grad_utilisation(step, own=True))
     figures["weight_grad utilisation with the dataflow of forward"] = exactly(weight_grad_utilisation(step, own=False))
-    epochs = 4 if quick else 60
+    epochs = 4 if quick else 30
     _, reference = train(load_dataset("digits"), "float32", epochs)
     _, ours = train(load_dataset("digits"), "weights8_residual", epochs)
     return System(
