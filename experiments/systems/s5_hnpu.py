@@ -25,7 +25,7 @@ from nets.training import cross_entropy, split_model
 HNPU = PRESETS["hnpu"]
 SLICE = 4
 LANES = (1, 4, 16)
-MOMENTS = 4  # of the run, evenly spaced, at which bits and slices are counted
+MOMENTS = 2  # of the run, evenly spaced, at which bits and slices are counted
 WIDE = 16.0
 
 
