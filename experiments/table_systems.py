@@ -89,7 +89,7 @@ def is_inside(figure: Figure, published: float | None, *, is_limit: bool) -> boo
 def tabulate(names: Sequence[str], quick: bool) -> dict[str, Any]:
     """All systems as one object for JSON."""
     told = read_systems()
-    return {"systems": {name: join(told[name], measure_system(name, quick)) for name in names}, "quick": quick}
+    return {"systems": {name: join(told[name], measure_system(name, quick)) | {"quick": quick} for name in names}}
 
 
 def measure_system(name: str, quick: bool) -> System:
@@ -133,6 +133,7 @@ def markdown(table: Map[str, Any]) -> str:
     lines = []
     for name, system in table["systems"].items():
         lines += [f"### {name}: {system['title']}", "", f"Workload: {system['workload']}. {system['notes']}", ""]
+        lines += ["Made with `--quick`: few samples, few mappings, short training.", ""] if system["quick"] else []
         lines += ["| headline | published | ours | interval | ours / published | inside | source |", "|---" * 7 + "|"]
         lines += [f"| {' | '.join((*_cells(row), row['source']))} |" for row in system["headlines"]]
         if system["ablation"]:
