@@ -10,12 +10,14 @@ from jax import numpy as jnp
 Shapes = dict[str, Any]
 
 
-def _conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "SAME") -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "SAME") -> jax.Array:
+    """Images (N, H, W, C) with a kernel (R, S, C, K)."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
 
 
-def _pool(x: jax.Array, window: int, padding: str) -> jax.Array:
+def max_pool(x: jax.Array, window: int, padding: str) -> jax.Array:
+    """Maxima over square windows, two apart."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, 2, 2, 1), padding)
 
 
@@ -27,10 +29,10 @@ def alexnet() -> tuple[Callable, Shapes]:
     }  # fmt: skip
 
     def network(params: Any, images: jax.Array) -> jax.Array:
-        x = _pool(jax.nn.relu(_conv(images, params["conv1"], 4, "VALID")), 3, "VALID")
-        x = _pool(jax.nn.relu(_conv(x, params["conv2"])), 3, "VALID")
-        x = jax.nn.relu(_conv(jax.nn.relu(_conv(x, params["conv3"])), params["conv4"]))
-        x = _pool(jax.nn.relu(_conv(x, params["conv5"])), 3, "VALID")
+        x = max_pool(jax.nn.relu(conv(images, params["conv1"], 4, "VALID")), 3, "VALID")
+        x = max_pool(jax.nn.relu(conv(x, params["conv2"])), 3, "VALID")
+        x = jax.nn.relu(conv(jax.nn.relu(conv(x, params["conv3"])), params["conv4"]))
+        x = max_pool(jax.nn.relu(conv(x, params["conv5"])), 3, "VALID")
         x = x.reshape(x.shape[0], -1)
         x = jax.nn.relu(jax.nn.relu(x @ params["fc6"]) @ params["fc7"])
         return x @ params["fc8"]
@@ -52,10 +54,10 @@ def resnet18() -> tuple[Callable, Shapes]:
             width = out
 
     def network(params: Any, images: jax.Array) -> jax.Array:
-        x = _pool(jax.nn.relu(_conv(images, params["conv1"], 2)), 3, "SAME")
+        x = max_pool(jax.nn.relu(conv(images, params["conv1"], 2)), 3, "SAME")
         for name, stride in blocks:
-            inner = _conv(jax.nn.relu(_conv(x, params[f"{name}_conv1"], stride)), params[f"{name}_conv2"])
-            shortcut = _conv(x, params[f"{name}_down"], stride) if stride == 2 else x
+            inner = conv(jax.nn.relu(conv(x, params[f"{name}_conv1"], stride)), params[f"{name}_conv2"])
+            shortcut = conv(x, params[f"{name}_down"], stride) if stride == 2 else x
             x = jax.nn.relu(inner + shortcut)
         return x.mean(axis=(1, 2)) @ params["fc"]
 
@@ -70,7 +72,7 @@ def stereo_pair(channels: int) -> tuple[Callable, Shapes]:
     def network(params: Any, images: jax.Array) -> jax.Array:
         x = images
         for i in range(6):
-            x = jax.nn.relu(_conv(x, params[f"conv{i + 1}"]))
+            x = jax.nn.relu(conv(x, params[f"conv{i + 1}"]))
         return x
 
     return network, shapes

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from codesign import Workload
-from experiments.systems.networks import resnet18
+from experiments.systems.networks import conv, max_pool, resnet18
 from experiments.systems.record import Figure, System, between
 from experiments.systems.steps import Variant, bits_without_masks, cost_variant, trace_shapes, uniform
 from hw.arithmetic import make_mac
@@ -58,14 +59,11 @@ class Net:
 
 def digits_cnn() -> tuple[Callable, dict[str, Any]]:
     """The LeNet of the digits as a plain function."""
-    from jax import nn
-
-    from experiments.systems.networks import _conv, _pool
 
     def network(params: Any, images: Any) -> Any:
-        x = _pool(nn.relu(_conv(images, params["conv1"])), 2, "VALID")
-        x = _pool(nn.relu(_conv(x, params["conv2"])), 2, "VALID")
-        return nn.relu(x.reshape(x.shape[0], -1) @ params["dense1"]) @ params["dense2"]
+        x = max_pool(jax.nn.relu(conv(images, params["conv1"])), 2, "VALID")
+        x = max_pool(jax.nn.relu(conv(x, params["conv2"])), 2, "VALID")
+        return jax.nn.relu(x.reshape(x.shape[0], -1) @ params["dense1"]) @ params["dense2"]
 
     return network, CNN
 
