@@ -37,4 +37,4 @@ def store_sparse(accesses: Accesses, share: jax.Array) -> Accesses:
       those.
     """
     fields = ("reads", "fills", "updates", "finals", "footprint")
-    return dataclasses.replace(accesses, **{name: getattr(accesses, name) * share for name in fields})
+    return dataclasses.replace(accesses, **{name: getattr(accesses, name) * share[None] for name in fields})

@@ -58,7 +58,7 @@ def test_every_headline_belongs_to_a_preset():
     assert set(HEADLINES) | {system["preset"] for system in SYSTEMS.values()} == set(PRESETS) | {None}
     assert set(HEADLINES) <= set(PRESETS) and list(SYSTEMS) == [f"S{i}" for i in range(1, 9)]
     for row in (row for system in SYSTEMS.values() for row in system["headlines"]):
-        assert set(row) - {"baseline"} == {"name", "published", "unit", "source"}, row
+        assert set(row) - {"baseline", "limit"} == {"name", "published", "unit", "source"}, row
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -48,9 +48,9 @@ def exactly(value: float) -> Figure:
 
 
 def between(values: np.ndarray) -> Figure:
-    """The first entry, and the central 90 % of the others."""
+    """The first entry, and the central 90 % of the others, widened to hold it."""
     low, high = np.nanpercentile(values[1:] if len(values) > 1 else values, PERCENTILES)
-    return Figure(float(values[0]), float(low), float(high))
+    return Figure(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
 def sweep(measure: Callable[[Values], Samples], assumptions: Mapping[str, Assumption]) -> dict[str, Figure]:
@@ -66,8 +66,5 @@ def sweep(measure: Callable[[Values], Samples], assumptions: Mapping[str, Assump
     for name, samples in nominal.items():
         ours, low, high = between(samples)
         values = [ours, *(float(other[name][0]) for other in moved)]
-        ends = (
-            np.array([min(values) * min(low / ours, 1.0), max(values) * max(high / ours, 1.0)]) if ours else (low, high)
-        )
-        figures[name] = Figure(ours, float(ends[0]), float(ends[1]))
+        figures[name] = Figure(ours, min(values) * low / ours, max(values) * high / ours)
     return figures

@@ -18,7 +18,7 @@ UNPU = PRESETS["unpu"]
 
 def measure_system(quick: bool) -> System:
     """Headlines and ablations of UNPU."""
-    samples = 4 if quick else 64
+    samples = 4 if quick else 32
     peaks = {bits: measure("unpu", f"{bits} bit", None, samples) for bits in WIDTHS}
     figures: dict[str, Figure] = {}
     for bits in WIDTHS:

@@ -12,9 +12,11 @@ from codesign import Workload, trace
 from codesign.evaluation import evaluate
 from codesign.objective import full_density
 from hw.chip import Chip
+from hw.cores import Cores, choose_core, evaluate_cores, make_cores
+from hw.overlap import make_schedule
 from hw.schedule import StepCost, evaluate_step
 from hw.sparse import store_sparse
-from hw.technology import sample_technologies
+from hw.technology import Technology, sample_technologies
 
 RESIDENT = 0.5  # share of the shared SRAM for tensors that stay between operations, the default of make_chip
 KEY = jax.random.key(0)
@@ -97,3 +99,40 @@ def _under_each(technologies, chip, step, accesses, widths, tensor_bits, density
         )
 
     return jax.vmap(under)(technologies)
+
+
+def cost_cores(
+    chips: Sequence[Chip],
+    workload: Workload,
+    bits: jax.Array,
+    core: np.ndarray,
+    evaluations: int,
+    samples: int = 0,
+    tensor_bits: jax.Array | None = None,
+) -> StepCost:
+    """As `cost_variant`, on several cores; `core` is that of each slot, (slots,)."""  # fmt: skip
+    step, widths = workload.step, workload.operation_bits(bits)
+    tensor_bits = workload.tensor_bits(bits) if tensor_bits is None else tensor_bits
+    cores = make_cores([dataclasses.replace(chip, resident_fraction=jnp.asarray(RESIDENT)) for chip in chips])
+    schedule = make_schedule(step, core, len(chips))
+    found = [
+        evaluate(chip, step, widths, tensor_bits, KEY, evaluations=evaluations, num_best=1) for chip in cores.chips
+    ]
+    mapped = [jax.tree.map(lambda x: x[:, 0], each.candidates.accesses) for each in found]
+    accesses = choose_core(schedule.core[step.operation_slot], mapped)
+    density = full_density(widths)
+    drawn = sample_technologies(jax.random.key(0), max(samples, 1), chips[0].technology)
+    own_first = jax.tree.map(
+        lambda own, other: jnp.append(jnp.asarray(own), other[:samples]), chips[0].technology, drawn
+    )
+
+    @jax.jit
+    @jax.vmap
+    def under_each(technology: Technology) -> StepCost:
+        drawn_chips = tuple(dataclasses.replace(chip, technology=technology) for chip in cores.chips)
+        return evaluate_cores(Cores(drawn_chips), step, schedule, accesses, widths, tensor_bits, density)
+
+    costs = under_each(own_first)
+    if float(costs.violation[0].max()) > 0:
+        raise ValueError("expected cores that can run the workload, got no legal mapping; enlarge their memories")
+    return costs
