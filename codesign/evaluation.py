@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codesign import mapper
+from codesign.anytime import Effort, Progress, keep_searching
 from codesign.objective import next_prices
 from codesign.uncertainty import sample_step
 from hw.chip import Chip
@@ -52,6 +55,7 @@ def search_mappings(
     start: mapper.Candidates | None,
     evaluations: int,
     num_best: int,
+    freedom: mapper.Freedom | None = None,
 ) -> mapper.Candidates:
     """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each.
 
@@ -63,6 +67,7 @@ def search_mappings(
         density=density, resident=_resident(chip, step, tensor_bits),
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
         iterations=max(1, evaluations // NUM_CHAINS), temperature=_SCRATCH if start is None else _WARM, num_best=num_best,
+        freedom=freedom,
     )  # fmt: skip
 
 
@@ -80,25 +85,34 @@ def evaluate(
     evaluations: int = 2000,
     rounds: int = 2,
     num_best: int = 4,
+    freedom: mapper.Freedom | None = None,
+    seconds: float = math.inf,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluated:
     """Search the mappings of a step on a chip and cost it, least EDP in mind.
 
     Each round searches at the prices of a joule and a second that the round before ended with; without `prices` a first
-    round weighs a second by a guess of the chip's power. `evaluations` are per operation and round.
+    round weighs a second by a guess of the chip's power. `evaluations` are per operation and round. What the chip's wiring
+    leaves open is in `freedom`. No round begins after `seconds`; Ctrl-C returns what the last round ended with.
     """
     slots = mapper.make_slots(chip) if slots is None else slots
     tables = mapper.make_tables(step.operations) if tables is None else tables
     rounds += prices is None
-    prices = initial_prices(chip, operation_bits.dtype) if prices is None else prices
-    for i in range(rounds):
+    first = start, initial_prices(chip, operation_bits.dtype) if prices is None else prices
+
+    def search(i: int, before: Evaluated | None) -> Evaluated:
+        start, prices = first if before is None else (before.candidates, before.prices)
         found = search_mappings(
             chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
-            slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best,
+            slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best, freedom=freedom,
         )  # fmt: skip
         best = jax.tree.map(lambda x: x[:, 0], jax.device_get(found.accesses))
         cost, drawn = sample_step(chip, step, best, operation_bits, tensor_bits)
-        start, prices = found, next_prices(cost)
-    return Evaluated(chip, found, prices, cost, drawn, rounds * evaluations * operation_bits.shape[0])
+        tried = (i + 1) * evaluations * operation_bits.shape[0]
+        return Evaluated(chip, found, next_prices(cost), cost, drawn, tried)
+
+    effort = Effort(rounds * evaluations, seconds)
+    return keep_searching(search, evaluations, effort, lambda best: float(best.cost.edp), on_progress)
 
 
 def evaluate_chip(

@@ -166,13 +166,15 @@ def check_legal(violation: jax.Array, chip: Chip, names: Sequence[str]) -> None:
     """Check the violations (n, V) of operations under their best mappings.
 
     Raises:
-      ValueError: one does not fit; names the operation, the resource and by how much its best mapping exceeds it.
+      ValueError: one does not fit; names the operation, the resource, its size and what the best mapping takes of it.
     """
     excess = np.asarray(violation)
     bad = np.flatnonzero(excess.sum(axis=-1) > 0)
     if bad.size:
         i, worst = int(bad[0]), int(np.argmax(excess[bad[0]]))
+        limit = float(chip.limits()[worst])
         raise ValueError(
-            f"no valid mapping for {names[i]}: expected a tile within {chip.limit_names()[worst]}, got "
-            f"{excess[i, worst]:.0%} too much at best; enlarge that resource or lower the bits"
+            f"no valid mapping for {names[i]}: expected a tile within {chip.limit_names()[worst]} of {limit:g}, got "
+            f"{limit * (1 + excess[i, worst]):g}, {excess[i, worst]:.0%} too much at best; enlarge that resource or lower "
+            f"the bits"
         )

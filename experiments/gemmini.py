@@ -10,14 +10,17 @@ repository (energy_model.py, latency_model.py, arch.yaml), there fitted to Accel
 and the layer tables are those of the project's reference data, copied to gemmini_workloads.json.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from codesign.flat import FlatPrices
 from codesign.mapspace import Array, Counts, Limits, Nest, Price, Space
 from hw.operation import LOOPS
 
@@ -106,6 +109,15 @@ class Gemmini:
             return np.stack([1e-6 * energy, np.maximum.reduce(cycles)])
 
         return cost
+
+    def flat(self, chip: tuple[int, ...]) -> tuple[Space, FlatPrices]:
+        """Space and prices of one chip for local search, energies in microjoules."""
+        limits, (pe, scratchpad, accumulator) = self.limits(chip, chip), chip
+        space = dataclasses.replace(self.space, capacity=limits.capacity, fanout=limits.fanout)
+        access = np.array([REGISTER_PJ, accumulator_pj(accumulator, pe), scratchpad_pj(scratchpad), DRAM_PJ])
+        bandwidth = np.array([REGISTER_BANDWIDTH, ACCUMULATOR_BANDWIDTH, SCRATCHPAD_BANDWIDTH * pe, DRAM_BANDWIDTH])
+        numbers = (1e-6 * access, 1e-6 * MAC_PJ, bandwidth, [1.0, 0.0, 0.0, 0.0])
+        return space, FlatPrices(*(jnp.asarray(x, float) for x in numbers))
 
     def needed(self, counts: Counts, low: tuple[int, ...], high: tuple[int, ...]) -> NDArray[np.int64]:
         """The largest array of a box, with memories that hold the tiles."""

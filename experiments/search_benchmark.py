@@ -6,7 +6,7 @@
 
 `fixed`: the default chip, every mapping found or ruled out. `equal_area`: the best chip of at most the default's area.
 `free`: the best chip in the ranges that DOSA draws from, whatever its area; not to be quoted without it. Each beside
-random mappings (and chips), and written as Timeloop inputs. docs/search.md says what is counted and what was measured.
+random mappings (and chips) and local search, and written as Timeloop inputs. docs/search.md says what is counted and what was measured.
 """
 
 import json
@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
@@ -23,11 +25,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from codesign.anytime import Effort as SearchEffort
 from codesign.chip_search import Chip, ChipSearch, Design, Progress
+from codesign.flat import map_network, map_operations
 from codesign.lagrangian import least_product
 from codesign.random_mappings import sample
 from experiments.gemmini import DEFAULT, WORKLOADS, Gemmini, Workload, read_workload
 from experiments.timeloop_inputs import timeloop_input, write_timeloop_inputs
+from hw.mapping import Mapping
 
 NETWORKS = ("resnet50", "bert", "unet", "retinanet")
 MODES = ("fixed", "equal_area", "free")
@@ -36,16 +41,18 @@ _CHECKPOINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 @dataclass(frozen=True)
 class Effort:
-    """How much each search may do: CPU seconds, gap to stop at, valid random mappings per layer and chip, chips, seeds."""
+    """How much each search may do: CPU seconds, gap to stop at, valid random mappings per layer and chip, chips, seeds,
+    mappings per layer of local search."""
 
     time_limit: float = 120.0
     tolerance: float = 0.0
     draws: int = 1000
     chips: int = 10
     seeds: int = 5
+    local_evaluations: int = 10_000
 
 
-QUICK = Effort(time_limit=20.0, tolerance=0.05, draws=100, chips=2, seeds=1)
+QUICK = Effort(time_limit=20.0, tolerance=0.05, draws=100, chips=2, seeds=1, local_evaluations=2000)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Answer:
       evaluations: mappings and parts of mappings that were costed.
       cpu_s: of this search, counts of all layers included; compile_s: of it, compiling: nothing is compiled.
       random_edp: what random search found, one per seed; random_widest_edp: with fan-outs as wide as they fit.
+      local_edp: what local search alone finds on the chip of the answer, one per seed.
+      imperfect_edp: local search from the answer's mappings on, with factors that need not divide the bounds.
       convergence: (evaluations, cpu_s, edp, bound); random_convergence: (valid draws per layer and chip, edp), first seed.
     """
 
@@ -74,6 +83,8 @@ class Answer:
     compile_s: float
     random_edp: list[float]
     random_widest_edp: list[float]
+    local_edp: list[float]
+    imperfect_edp: float
     convergence: list[tuple[int, float, float, float]]
     random_convergence: list[tuple[int, float]]
 
@@ -106,6 +117,8 @@ def search(workload: Workload, mode: str, effort: Effort) -> tuple[Answer, ChipS
         compile_s=0.0,
         random_edp=[],
         random_widest_edp=[],
+        local_edp=[],
+        imperfect_edp=np.nan,
         convergence=[(p.evaluations, p.cpu_s - begun, p.value, p.bound) for p in history],
         random_convergence=[],
     )
@@ -149,16 +162,36 @@ def random_search(workload: Workload, mode: str, effort: Effort, seed: int, wide
     return best
 
 
+def local_search(workload: Workload, chip: Chip, effort: Effort, seed: int) -> float:
+    """Best EDP of local search alone on a chip, from nothing, at `effort.local_evaluations` mappings a layer."""
+    space, prices = Gemmini().flat(chip)
+    found, _ = map_network(
+        jax.random.key(seed), workload.nests, workload.counts, space, prices, SearchEffort(effort.local_evaluations)
+    )
+    return found.value
+
+
+def imperfect_search(workload: Workload, design: Design, mappings: list[tuple], effort: Effort) -> float:
+    """Best EDP of local search around the mappings of a design, factors free to exceed what the bounds divide into."""
+    space, prices = Gemmini().flat(design.chip)
+    found = [Mapping(*(jnp.asarray(x) for x in (*mapping, space.keep * 1.0))) for mapping in mappings]
+    start = jax.tree.map(lambda *x: np.stack(x)[:, None], *found)
+    weights = np.tile([1 / design.choice.energy, 1 / design.choice.latency], (len(mappings), 1))
+    mapped = map_operations(
+        jax.random.key(0), workload.nests, space, prices, jnp.asarray(weights, float), start=start, perfect=False,
+        num_chains=8, iterations=effort.local_evaluations // 8, temperature=0.05,
+    )  # fmt: skip
+    return min(design.choice.value, least_product(mapped.costs(), workload.counts).value)
+
+
 def run(name: str, modes: Sequence[str], effort: Effort, workloads: Path, out: Path) -> dict[str, Answer]:
     """All modes of one network; Timeloop inputs and the figure go to `out`."""
     workload, answers = read_workload(workloads, name), {}
     for mode in modes:
         answer, chips, design = search(workload, mode, effort)
-        inputs = []
-        for nest, enumerator, found, pick in zip(
-            workload.nests, chips.enumerators, design.found, design.choice.picks, strict=True
-        ):
-            inputs.append(timeloop_input(design.chip, nest, *enumerator.mapping(found.origin[pick])))
+        chosen = zip(chips.enumerators, design.found, design.choice.picks, strict=True)
+        mappings = [enumerator.mapping(found.origin[pick]) for enumerator, found, pick in chosen]
+        inputs = [timeloop_input(design.chip, n, *m) for n, m in zip(workload.nests, mappings, strict=True)]
         write_timeloop_inputs(out / name / mode, inputs)
         curves = {
             widest: [random_search(workload, mode, effort, seed, widest) for seed in range(effort.seeds)]
@@ -167,6 +200,8 @@ def run(name: str, modes: Sequence[str], effort: Effort, workloads: Path, out: P
         answers[mode] = Answer(**asdict(answer) | {
             "random_edp": [float(c[-1]) for c in curves[False]],
             "random_widest_edp": [float(c[-1]) for c in curves[True]],
+            "local_edp": [local_search(workload, design.chip, effort, seed) for seed in range(effort.seeds)],
+            "imperfect_edp": imperfect_search(workload, design, mappings, effort),
             "random_convergence": [(n, float(c)) for n, c in zip(_CHECKPOINTS, curves[False][0], strict=False)],
         })  # fmt: skip
     draw_convergence(name, answers).savefig(out / f"{name}.png", dpi=150)
@@ -196,10 +231,23 @@ def draw_convergence(name: str, answers: dict[str, Answer]) -> Figure:
 def show(name: str, answers: dict[str, Answer], console: Console) -> None:
     """Print a table for people."""
     table = Table(title=name)
-    for heading in ("mode", "chip", "mm2", "EDP", "over bound", "proven", "random / EDP", "widest / EDP", "CPU s"):
+    for heading in (
+        "mode",
+        "chip",
+        "mm2",
+        "EDP",
+        "over bound",
+        "proven",
+        "random / EDP",
+        "widest / EDP",
+        "local / EDP",
+        "CPU s",
+    ):
         table.add_column(heading)
     for mode, a in answers.items():
-        ratios = [f"{min(r) / a.edp:.2f} to {max(r) / a.edp:.2f}" for r in (a.random_edp, a.random_widest_edp)]
+        ratios = [
+            f"{min(r) / a.edp:.3g} to {max(r) / a.edp:.3g}" for r in (a.random_edp, a.random_widest_edp, a.local_edp)
+        ]
         chip = " ".join(map(str, a.chip.values()))
         row = (f"{a.area_mm2:.3f}", f"{a.edp:.4g}", f"{a.edp_over_bound:.4f}", str(a.proven), *ratios, f"{a.cpu_s:.1f}")
         table.add_row(mode, chip, *row)

@@ -196,7 +196,7 @@ def _energy(
 def _memories(keep: jax.Array) -> jax.Array:
     """Which level is which memory of an operand that levels keep (L - 1, B): (M, L - 1, B). Those absent are inner ones."""
     number = jnp.cumsum(keep[::-1], axis=0)[::-1]  # 1 at DRAM
-    return jnp.stack([keep * (number == n) for n in range(_MEMORIES + 1, 0, -1)])
+    return jnp.stack([jnp.where(number == n, keep, 0.0) for n in range(_MEMORIES + 1, 0, -1)])
 
 
 def _fanned(mappings: Mapping, chip: ZigzagChip, o: int, is_memory: jax.Array) -> Mapping:
@@ -205,9 +205,9 @@ def _fanned(mappings: Mapping, chip: ZigzagChip, o: int, is_memory: jax.Array) -
     spatial = []
     for axis in range(2):
         inner = jnp.where(chip.fan[o, axis] > 0, is_memory[chip.fan[o, axis] - 1], 0.0)  # (L - 1, B), the memory below
-        place = jnp.sum(inner * jnp.arange(2, levels + 1)[:, None], axis=0)  # one level above it
+        place = jnp.sum(inner * jnp.arange(2.0, levels + 1)[:, None], axis=0)  # one level above it
         place = jnp.where(place > 0, place, 1)
-        here = jnp.arange(levels)[:, None] == place[None]
+        here = jnp.arange(float(levels))[:, None] == place[None]
         spatial.append(jnp.where(here[:, None], chip.across[axis][None, :, None], 1.0))
     return dataclasses.replace(mappings, spatial=jnp.stack(spatial, axis=1))
 
@@ -218,7 +218,7 @@ def _sum_bits(mappings: Mapping, role: int, chip: ZigzagChip, is_memory: jax.Arr
     summing = jnp.any(sums, axis=1)  # (L, B)
     from_above = jnp.cumsum(summing[::-1], axis=0)[::-1] > 0  # at this level or above
     after = jnp.concatenate([from_above[2:], jnp.zeros_like(from_above[:1])])  # above levels 1 to L - 1
-    unfinished = jnp.sum(is_memory * after[None], axis=1) > 0  # leaving each memory
+    unfinished = jnp.sum(jnp.where(after[None], is_memory, 0.0), axis=1) > 0  # leaving each memory
     bits = jnp.where(unfinished, chip.bits[0], chip.final_bits)
     return jnp.concatenate([jnp.broadcast_to(chip.bits[0], bits[:1].shape), bits[:-1]])
 
@@ -229,7 +229,8 @@ def _moves(is_output: bool, total: dict[str, jax.Array], size: jax.Array) -> tup
     if not is_output:
         return total["reads"], zero, zero, total["fills"]
     to_high = jnp.concatenate([total["entering"][:-1], zero[:1]])
-    from_above = jnp.concatenate([total["updates"][1:], size[None]]) - size
+    size = size[None]
+    from_above = jnp.concatenate([total["updates"][1:], size]) - size
     return total["updates"] - size, total["updates"], to_high, from_above
 
 

@@ -306,8 +306,8 @@ def test_what_cannot_be_searched_is_refused():
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "timeloop" / "points.jsonl"
 KEEP = {"gemmini": ["W", "O", "WI", "WIO"], "eyeriss": ["WIO", "WIO", "WIO"]}
-FAST = [{"R": 3, "P": 28, "C": 64}, {"R": 1, "P": 28, "C": 256}, {"R": 1, "P": 7, "C": 512}]
-"""Layers that are searched in a second; the rest takes up to ten."""
+FAST = [{"R": 3, "P": 28, "C": 64}, {"R": 1, "P": 7, "C": 512}]
+"""Layers that are enumerated in a second; the rest takes up to ten. Local search does them all: test_search_references."""
 
 
 def reference_points():
@@ -325,7 +325,7 @@ def reference_points():
 def test_no_mapping_that_timeloop_scored_takes_less_energy():
     """Gemmini- and Eyeriss-like chips, every loop free to fan out along both axes; Timeloop's energies, as it printed them."""
     points = reference_points()
-    assert {p["arch"]["kind"] for p in points} == set(KEEP) and len(points) > 4
+    assert {p["arch"]["kind"] for p in points} == set(KEEP) and len(points) > 3
     for point in points:
         levels, dims = point["arch"]["levels"], point["dims"]
         space = make_space(KEEP[point["arch"]["kind"]], capacity=[level["entries"] or np.inf for level in levels])

@@ -7,7 +7,17 @@ import pytest
 from flax import nnx
 
 from codesign import trace
-from nets.models import DSCNN, MODELS, AutoEncoder, MobileNetV1, MobileNetVWW, ResNet8, make_model
+from nets.models import (
+    DSCNN,
+    MODELS,
+    AutoEncoder,
+    MobileNetV1,
+    MobileNetV2,
+    MobileNetVWW,
+    ResNet8,
+    ResNet18,
+    make_model,
+)
 from nets.training import split_model
 
 # Shapes and number of parameters; those of LeNet-5 and of ResNet-20 with projection shortcuts are the published ones.
@@ -55,6 +65,18 @@ def test_mobilenets_have_the_published_counts(width, pixels, million_macs, milli
     macs, parameters, _ = published_counts(lambda rngs: MobileNetV1(shape, 1000, width=width, rngs=rngs), shape)
     assert macs / 1e6 == pytest.approx(million_macs, abs=1.0)
     assert parameters / 1e6 == pytest.approx(million_parameters, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "million_macs", "parameters"),
+    [(ResNet18, 1814, 11_689_512), (MobileNetV2, 300.8, 3_504_872)],
+)
+def test_imagenet_networks_have_the_published_counts(make, million_macs, parameters):
+    """Source: torchvision's model cards of resnet18 and mobilenet_v2 (1.81 and 0.30 G multiply-adds)."""
+    shape = (224, 224, 3)
+    macs, elements, _ = published_counts(lambda rngs: make(shape, 1000, rngs=rngs), shape)
+    assert macs / 1e6 == pytest.approx(million_macs, rel=1e-3)
+    assert elements == parameters
 
 
 @pytest.mark.parametrize(

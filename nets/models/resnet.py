@@ -1,4 +1,4 @@
-"""Residual networks for 32 x 32 images, after the CIFAR variants of He et al."""
+"""Residual networks of He et al.: the CIFAR variants for 32 x 32 images, and ResNet-18 for ImageNet."""
 
 from collections.abc import Sequence
 
@@ -76,3 +76,38 @@ class ResNet20(ResNet):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, rngs: nnx.Rngs):
         super().__init__(input_shape, num_classes, blocks_per_stage=3, rngs=rngs)
+
+
+class ResNet18(nnx.Module):
+    """A 7 x 7 convolution of stride 2, max pooling, four stages of two residual blocks, average pooling, a dense layer.
+
+    Layers: conv1, norm1, block1/conv1, ..., block8/norm2, dense1; 11 689 512 parameters at 1000 classes.
+
+    Source: He et al., Deep residual learning for image recognition, CVPR 2016, table 1, with projection shortcuts.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, rngs: nnx.Rngs):
+        """Build the layers.
+
+        Args:
+          input_shape: (height, width, channels), of ImageNet (224, 224, 3).
+          num_classes: width of the logits.
+          rngs: random streams of the initialisation.
+        """
+        self.conv1 = nnx.Conv(input_shape[-1], 64, (7, 7), strides=2, use_bias=False, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
+        self.num_blocks, in_features = 8, 64
+        for i in range(self.num_blocks):
+            stage, place = divmod(i, 2)
+            features, stride = 64 * 2**stage, 2 if stage > 0 and place == 0 else 1
+            setattr(self, f"block{i + 1}", ResidualBlock(in_features, features, stride, rngs=rngs))
+            in_features = features
+        self.dense1 = nnx.Linear(in_features, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images of shape (batch, height, width, channels) to logits of shape (batch, num_classes)."""
+        x = nnx.relu(self.norm1(self.conv1(images)))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for i in range(self.num_blocks):
+            x = getattr(self, f"block{i + 1}")(x)
+        return self.dense1(jnp.mean(x, axis=(1, 2)))

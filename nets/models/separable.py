@@ -1,4 +1,4 @@
-"""Networks of depthwise-separable convolutions: DS-CNN and MobileNetV1, two of the four graphs of MLPerf Tiny.
+"""Networks of depthwise-separable convolutions: DS-CNN and MobileNetV1, two of the four graphs of MLPerf Tiny; MobileNetV2.
 
 The third, ResNet-8, is `nets.models.resnet.ResNet8`, the fourth `nets.models.autoencoder.AutoEncoder`. As everywhere here
 convolutions before a batch normalisation have no bias, which those of MLPerf Tiny have: its shift would cancel it.
@@ -104,3 +104,68 @@ class MobileNetVWW(MobileNetV1):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, rngs: nnx.Rngs):
         super().__init__(input_shape, num_classes, width=0.25, rngs=rngs)
+
+
+class InvertedBlock(nnx.Module):
+    """A 1 x 1 convolution that widens, a 3 x 3 one of each channel alone, a 1 x 1 one that narrows, without ReLU after it.
+
+    Each with batch normalisation; beside a shortcut where the shape stays.
+    """
+
+    def __init__(self, in_features: int, features: int, stride: int, expansion: int, *, rngs: nnx.Rngs):
+        wide = expansion * in_features
+        self.expands, self.adds = expansion > 1, stride == 1 and in_features == features
+        if self.expands:
+            self.expand = nnx.Conv(in_features, wide, (1, 1), use_bias=False, rngs=rngs)
+            self.norm1 = nnx.BatchNorm(wide, momentum=0.9, rngs=rngs)
+        self.depthwise = nnx.Conv(wide, wide, (3, 3), stride, feature_group_count=wide, use_bias=False, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(wide, momentum=0.9, rngs=rngs)
+        self.project = nnx.Conv(wide, features, (1, 1), use_bias=False, rngs=rngs)
+        self.norm3 = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nnx.relu6(self.norm1(self.expand(x))) if self.expands else x
+        y = nnx.relu6(self.norm2(self.depthwise(y)))
+        y = self.norm3(self.project(y))
+        return x + y if self.adds else y
+
+
+class MobileNetV2(nnx.Module):
+    """A 3 x 3 convolution of stride 2, seventeen inverted blocks, a 1 x 1 convolution, average pooling, a dense layer.
+
+    Layers: conv1, norm1, block1/depthwise, ..., block17/norm3, conv2, norm2, dense1; 3 504 872 parameters at 1000 classes.
+
+    Source: Sandler et al., MobileNetV2, CVPR 2018, table 2.
+    """
+
+    # Expansion, features, blocks, and stride of the first of them.
+    STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, rngs: nnx.Rngs):
+        """Build the layers.
+
+        Args:
+          input_shape: (height, width, channels), of ImageNet (224, 224, 3).
+          num_classes: width of the logits.
+          rngs: random streams of the initialisation.
+        """
+        self.conv1 = nnx.Conv(input_shape[-1], 32, (3, 3), strides=2, use_bias=False, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
+        self.num_blocks, in_features = 0, 32
+        for expansion, features, blocks, first_stride in self.STAGES:
+            for stride in (first_stride, *(blocks - 1) * (1,)):
+                self.num_blocks += 1
+                block = InvertedBlock(in_features, features, stride, expansion, rngs=rngs)
+                setattr(self, f"block{self.num_blocks}", block)
+                in_features = features
+        self.conv2 = nnx.Conv(in_features, 1280, (1, 1), use_bias=False, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(1280, momentum=0.9, rngs=rngs)
+        self.dense1 = nnx.Linear(1280, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images of shape (batch, height, width, channels) to logits of shape (batch, num_classes)."""
+        x = nnx.relu6(self.norm1(self.conv1(images)))
+        for i in range(self.num_blocks):
+            x = getattr(self, f"block{i + 1}")(x)
+        x = nnx.relu6(self.norm2(self.conv2(x)))
+        return self.dense1(jnp.mean(x, axis=(1, 2)))
