@@ -1,4 +1,4 @@
-"""The command line: `python -m codesign` or `jax-codesign`, with run, trace, cost, report and chips.
+"""The command line: `python -m codesign` or `jax-codesign`, with run, trace, cost, report, chips and export.
 
 Heavy imports stand inside the functions that need them, so that --help and mistakes in arguments are answered at once.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -59,7 +59,7 @@ class TraceCommand:
     """List the convolutions and matrix products of one training step of a network, pass by pass."""
 
     model: str = "lenet"
-    """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
+    """lenet, mlp, resnet8, resnet20, module:function of your own factory, or an ONNX or ZigZag file (docs/exchange.md)."""
     data: str = "digits"
     """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
     batch_size: Count = 128
@@ -76,7 +76,7 @@ class CostCommand:
     """
 
     model: str = "lenet"
-    """lenet, mlp, resnet8, resnet20, or module:function of your own factory."""
+    """lenet, mlp, resnet8, resnet20, module:function of your own factory, or an ONNX or ZigZag file (docs/exchange.md)."""
     data: str = "digits"
     """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
     batch_size: Count = 128
@@ -123,7 +123,23 @@ class ChipsCommand:
     """Print one JSON object as the last line of the output; the table goes to the error stream."""
 
 
-Command = RunCommand | TraceCommand | CostCommand | ReportCommand | ChipsCommand
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a finished run for other tools: its network, its chip and mappings, its layers, its metrics."""
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory, such as runs/lenet-digits-001."""
+    format: Literal["onnx", "timeloop", "tensorboard", "csv"] = "onnx"
+    """onnx: the quantised network; timeloop: chip, problem and mapping of every operation; tensorboard: metrics; csv: layers."""
+    out: Path | None = None
+    """File (onnx, csv) or folder to write; None: one in the run directory."""
+    samples: Count = 1
+    """Images per call of the ONNX graph."""
+    as_json: Json = False
+    """Print one JSON object as the last line of the output."""
+
+
+Command = RunCommand | TraceCommand | CostCommand | ReportCommand | ChipsCommand | ExportCommand
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _report(command)
             case ChipsCommand():
                 _chips(command)
+            case ExportCommand():
+                _export(command)
     except SystemExit as finished:  # --help
         return int(finished.code or 0)
     except KeyboardInterrupt as interrupt:
@@ -202,6 +220,7 @@ def _parse_with(argv: list[str], settings: Config) -> Command:
         | Annotated[CostCommand, tyro.conf.subcommand("cost")]
         | Annotated[ReportCommand, tyro.conf.subcommand("report")]
         | Annotated[ChipsCommand, tyro.conf.subcommand("chips")]
+        | Annotated[ExportCommand, tyro.conf.subcommand("export")]
     )
     description = (
         "Design a neural network's bit widths and the chip that trains it together. Start with 'run', which takes some "
@@ -254,6 +273,16 @@ def _report(command: ReportCommand) -> None:
         raise FileNotFoundError(f"no such directory: {command.directory}; give a run directory, such as those in runs/")
     write_report(command.directory)
     _show_summary(rundir.read_result(command.directory).get("summary", []), command.directory, command.as_json)
+
+
+def _export(command: ExportCommand) -> None:
+    from codesign.run_export import export_run
+
+    paths = export_run(command.directory, command.format, command.out, command.samples)
+    told = str(paths[0]) if len(paths) == 1 else f"{len(paths)} in {paths[0].parent}"
+    print(f"written: {told}", file=sys.stderr if command.as_json else sys.stdout)
+    if command.as_json:
+        print(json.dumps({"written": [str(path) for path in paths]}))
 
 
 def _trace(command: TraceCommand) -> None:

@@ -39,7 +39,7 @@ def layer_table(workload: Workload, bits: jax.Array | None = None) -> list[dict[
     """
     rows = []
     for row, runs, operation in zip(
-        workload.table(bits), workload.step.multiplicity, _operations(workload), strict=True
+        workload.table(bits), workload.step.multiplicity, operations_of(workload), strict=True
     ):
         name = {key: row.pop(key) for key in ("layer", "pass")}
         del row["loops"]
@@ -104,7 +104,7 @@ def write_timeloop_problems(workload: Workload, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     labels = zip(workload.names, workload.passes, strict=True)
-    for i, (operation, (name, pass_)) in enumerate(zip(_operations(workload), labels, strict=True)):
+    for i, (operation, (name, pass_)) in enumerate(zip(operations_of(workload), labels, strict=True)):
         path = folder / f"{i:03d}-{name.replace('/', '.')}-{pass_}.yaml"
         write_atomic(path, yaml.safe_dump(timeloop_problem(operation), sort_keys=False))
         paths.append(path)
@@ -144,7 +144,8 @@ class _Axis(NamedTuple):
 _POINT = _Axis("", "", 1, 1)
 
 
-def _operations(workload: Workload) -> Iterator[Operation]:
+def operations_of(workload: Workload) -> Iterator[Operation]:
+    """The operations of a training step one by one, concrete."""
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, workload.step.operations))
     return (jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True))
 

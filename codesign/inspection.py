@@ -1,6 +1,8 @@
 """What `trace` and `cost` tell about a model before anything is trained, as plain dicts."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,17 +12,26 @@ from flax import nnx
 from codesign.config import ChipConfig
 from codesign.cost_report import compile_costs, describe_cost, describe_operations, inference_cost, training_cost
 from codesign.evaluation import Evaluated, evaluate_chip
+from codesign.onnx_reader import OnnxFunction, read_onnx
 from codesign.problem import load_chip, load_model, trace_network
-from codesign.tracing import Workload
+from codesign.tracing import Workload, trace
+from codesign.zigzag_workloads import ZigzagFunction, read_zigzag_workload
 from nets.dataset_files import load_dataset
 from nets.training import split_model
+
+_READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {
+    ".onnx": read_onnx,
+    ".yaml": read_zigzag_workload,
+    ".yml": read_zigzag_workload,
+}
 
 
 def trace_model(model: str, data: str, batch_size: int) -> dict[str, Any]:
     """Operations of one training step.
 
     Args:
-      model, data: as the settings `model.name` and `data.name`; of the data only the shapes matter.
+      model, data: as the settings `model.name` and `data.name`; of the data only the shapes matter. Or the
+        file of an ONNX graph or a ZigZag workload, whose inputs have their own shapes.
       batch_size: samples per step.
 
     Returns:
@@ -72,6 +83,9 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
 
 
 def _workload(model: str, data: str, batch_size: int) -> Workload:
+    if (suffix := Path(model).suffix) in _READERS:
+        graph = _READERS[suffix](Path(model), batch_size)
+        return trace(graph.fn, graph.params, *graph.inputs)
     dataset = load_dataset(data)
     shapes = nnx.eval_shape(lambda: load_model(model, dataset, seed=0))  # nothing is initialised
     return trace_network(*split_model(shapes), dataset, batch_size, "sgd")

@@ -5,6 +5,7 @@ runs/lenet-digits-001/
   metrics.jsonl    one JSON object per line, in order of time
   design.yaml      the chip, bits and mappings that came out, with units in the key names
   result.json      everything the report shows
+  network.npz      the joint design's network: weights, batch statistics, formats
   report.html      the report; figures/*.svg the same pictures one by one
   checkpoints/     state to resume from
 """
@@ -21,6 +22,7 @@ import numpy as np
 import yaml
 
 CONFIG, METRICS, DESIGN, RESULT, REPORT = "config.yaml", "metrics.jsonl", "design.yaml", "result.json", "report.html"
+NETWORK = "network.npz"
 
 DESIGN_FORMAT = "jax-codesign design 1"
 _DESIGN_HEADER = """\

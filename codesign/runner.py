@@ -32,6 +32,7 @@ from codesign.evaluation import evaluate_chip
 from codesign.legalize import legal_chip, polish
 from codesign.mapper import make_tables, replace_best
 from codesign.narrowing import narrow
+from codesign.network_file import write_network
 from codesign.objective import step_cost
 from codesign.problem import (
     asked_budgets,
@@ -356,6 +357,8 @@ class Run:
             chip, bits = float_sibling(self.task.space.base), jnp.full((len(state.precision.names), 4), 32.0)
         start = (state.mappings, state.prices) if "chip" in note else (None, None)
         accuracy = {s: self._evaluate(stage.phase.quantised, s).accuracy for s in ("validation", "test")}
+        if method == "joint":
+            write_network(self.directory / rundir.NETWORK, state.params, state.rest, state.precision)
         gaps = {name: value for name, value in note.items() if name != "chip"}
         self.results[method] = {
             "method": method, "accuracy": accuracy["test"], "validation_accuracy": accuracy["validation"], **gaps,

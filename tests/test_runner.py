@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,9 @@ from codesign.config import (
 from codesign.design import with_values
 from codesign.problem import make_task
 from codesign.progress import NullProgress
+from codesign.run_export import export_run
 from codesign.summary import chip_values, read_bits, read_mapping
+from codesign.timeloop_designs import read_timeloop_design
 from hw.accesses import count
 from hw.operation import stack_operations
 from hw.schedule import evaluate_step
@@ -218,3 +221,31 @@ def test_nan_in_the_data_stops_at_that_step_and_keeps_the_last_checkpoint(tmp_pa
     assert message.startswith("loss in pretrain, step 6: expected a finite number, got nan; lower train.learning_rate")
     assert "\n" not in message
     assert (tmp_path / "checkpoints" / "5").is_dir() and not (tmp_path / rundir.RESULT).exists()
+
+
+def test_exports_of_a_run(finished, tmp_path):
+    """The graph classifies as the report says; every operation has its design, every epoch its scalars."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime, of the extra 'dev'")
+    pytest.importorskip("tensorboardX", reason="needs the extra 'exchange'")
+    directory, result, _ = finished
+    digits = load_dataset("digits").test
+    (path,) = export_run(directory, "onnx", tmp_path / "network.onnx", samples=len(digits.labels))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": digits.images})
+    assert np.mean(logits.argmax(axis=1) == digits.labels) == pytest.approx(result["summary"][0]["accuracy"], abs=1e-6)
+
+    designs = export_run(directory, "timeloop", tmp_path / "designs")
+    assert len(designs) == len(result["operations"])
+    for design, mapping in zip(designs, result["design"]["mappings"].values(), strict=True):
+        _, written = read_timeloop_design(design)
+        chex.assert_trees_all_equal(written, read_mapping(mapping, ("register", "local", "shared", "dram")))
+
+    folders = export_run(directory, "tensorboard", tmp_path / "scalars")
+    stages = [record["stage"] for record in rundir.read_metrics(directory)]
+    assert [folder.name for folder in folders] == [stage.replace("/", ".") for stage in dict.fromkeys(stages)]
+    assert all(list(folder.glob("events.*")) for folder in folders)
+    with pytest.raises(ValueError, match="expected an empty folder"):
+        export_run(directory, "tensorboard", tmp_path / "scalars")
+
+    (layers,) = export_run(directory, "csv", tmp_path / "layers.csv")
+    assert len(layers.read_text().splitlines()) == 1 + len(designs)

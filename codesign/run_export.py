@@ -1,0 +1,124 @@
+"""What `export` writes of a finished run, for other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from codesign import rundir
+from codesign.config import Config, load_config
+from codesign.design import with_values
+from codesign.exchange import write_layers
+from codesign.network_file import read_network
+from codesign.onnx_export import export_onnx, write_onnx
+from codesign.optional import require
+from codesign.problem import batch_size, load_chip, load_model, load_tasks, trace_network
+from codesign.summary import chip_values, read_bits
+from codesign.timeloop_designs import write_timeloop_designs
+from codesign.tracing import Workload
+from nets.data import Dataset
+from nets.jaxpr import find_products
+from nets.training import Forward, Params, Rest, split_model
+
+
+def export_run(directory: Path, format_: str, out: Path | None = None, samples: int = 1) -> list[Path]:
+    """Write a finished run in the format of another tool.
+
+    Args:
+      directory: of the run.
+      format_: a key of `FORMATS`.
+      out: file or folder to write; by default one in the run's directory.
+      samples: images per call of the ONNX graph.
+
+    Returns:
+      Paths of what was written.
+
+    Raises:
+      ValueError: no finished run, or something in it without counterpart in that format.
+      FileNotFoundError: no such directory.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no such directory: {directory}; give a run directory, such as those in runs/")
+    rundir.read_result(directory)  # tells whether it is finished
+    return FORMATS[format_](directory, out, samples)
+
+
+def _write_onnx(directory: Path, out: Path | None, samples: int) -> list[Path]:
+    """The network of the joint design."""
+    _, dataset, forward, params, rest = _load(directory)
+
+    def network(params: Params, images: jax.Array) -> jax.Array:
+        return forward(params, rest, images, None, False)[0]
+
+    images = jax.ShapeDtypeStruct((samples, *dataset.input_shape), jnp.float32)
+    products = find_products(network, params, images)
+    params, rest, precision = read_network(directory / rundir.NETWORK, params, rest, products)
+    path = out or directory / "network.onnx"
+    write_onnx(export_onnx(network, params, precision, images), path)
+    return [path]
+
+
+def _write_csv(directory: Path, out: Path | None, samples: int) -> list[Path]:
+    """The table of layers, with the bits of the joint design."""
+    path = out or directory / "layers.csv"
+    write_layers(_workload(directory), path, read_bits(rundir.read_design(directory / rundir.DESIGN)["bits"]))
+    return [path]
+
+
+def _write_timeloop(directory: Path, out: Path | None, samples: int) -> list[Path]:
+    """Chip, problem and mapping of every operation of the joint design's training step."""
+    design = rundir.read_design(directory / rundir.DESIGN)
+    chip = with_values(load_chip(load_config(directory / rundir.CONFIG).chip), chip_values(design["chip"]))
+    return write_timeloop_designs(_workload(directory), chip, design, out or directory / "timeloop")
+
+
+def _write_tensorboard(directory: Path, out: Path | None, samples: int) -> list[Path]:
+    """Every number of metrics.jsonl as a scalar, a run of TensorBoard for each stage."""
+    writer_type = require("tensorboardX", "exchange").SummaryWriter
+    folder = out or directory / "tensorboard"
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"expected an empty folder, got {folder} with files in it; remove it or name another with --out"
+        )
+    records = rundir.read_metrics(directory)
+    paths = []
+    for stage in dict.fromkeys(str(record["stage"]) for record in records):
+        paths.append(folder / stage.replace("/", "."))
+        with writer_type(str(paths[-1])) as writer:
+            for record in records:
+                if record["stage"] != stage:
+                    continue
+                for name, value in _scalars(record).items():
+                    writer.add_scalar(name, value, int(record["epoch"]))
+    return paths
+
+
+def _scalars(record: dict) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl, those of the chip by "chip/rows" and the like."""
+    nested = {f"chip/{name}": value for name, value in record.get("chip", {}).items()}
+    return {
+        name: value for name, value in (record | nested).items() if isinstance(value, int | float) and name != "epoch"
+    }
+
+
+def _load(directory: Path) -> tuple[Config, Dataset, Forward, Params, Rest]:
+    """Settings, data and untrained network of a run."""
+    config = load_config(directory / rundir.CONFIG)
+    dataset = load_tasks(config).methods
+    return config, dataset, *split_model(load_model(config.model.name, dataset, config.train.seed))
+
+
+def _workload(directory: Path) -> Workload:
+    config, dataset, forward, params, rest = _load(directory)
+    return trace_network(forward, params, rest, dataset, batch_size(config, dataset), config.train.optimizer)
+
+
+FORMATS: dict[str, Callable[[Path, Path | None, int], list[Path]]] = {
+    "onnx": _write_onnx,
+    "timeloop": _write_timeloop,
+    "tensorboard": _write_tensorboard,
+    "csv": _write_csv,
+}
