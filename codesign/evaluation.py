@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from codesign import mapper
-from codesign.objective import next_prices
+from codesign.objective import full_density, next_prices
 from codesign.uncertainty import sample_step
 from hw.chip import Chip
 from hw.schedule import Step, StepCost, residency
@@ -28,6 +27,7 @@ class Evaluated(NamedTuple):
       prices: of a joule and a second at this cost, (2,).
       cost: of the step under the best of them; numpy arrays.
       drawn: the same under sampled technologies, see `codesign.uncertainty.sample_step`.
+      density: share of the products' work that is left, (n, 2), see `hw.cost.price`.
       evaluations: (operation, mapping, chip) triples costed.
     """
 
@@ -36,6 +36,7 @@ class Evaluated(NamedTuple):
     prices: jax.Array
     cost: StepCost
     drawn: StepCost
+    density: jax.Array
     evaluations: int
 
 
@@ -47,6 +48,7 @@ def search_mappings(
     prices: jax.Array,
     key: jax.Array,
     *,
+    density: jax.Array | None = None,
     slots: mapper.Slots,
     tables: mapper.Tables,
     start: mapper.Candidates | None,
@@ -57,7 +59,7 @@ def search_mappings(
 
     From scratch the search anneals widely; from a `start` it stays near, for which a few evaluations suffice.
     """
-    density: Any = np.ones((len(operation_bits), 2), operation_bits.dtype)
+    density = full_density(operation_bits) if density is None else density
     return mapper.search(
         key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
         density=density, resident=_resident(chip, step, tensor_bits),
@@ -73,6 +75,7 @@ def evaluate(
     tensor_bits: jax.Array,
     key: jax.Array,
     *,
+    density: jax.Array | None = None,
     slots: mapper.Slots | None = None,
     tables: mapper.Tables | None = None,
     start: mapper.Candidates | None = None,
@@ -84,8 +87,10 @@ def evaluate(
     """Search the mappings of a step on a chip and cost it, least EDP in mind.
 
     Each round searches at the prices of a joule and a second that the round before ended with; without `prices` a first
-    round weighs a second by a guess of the chip's power. `evaluations` are per operation and round.
+    round weighs a second by a guess of the chip's power. `evaluations` are per operation and round. `density` (n, 2) is that of
+    `hw.cost.price`; by default nothing is skipped.
     """
+    density = full_density(operation_bits) if density is None else density
     slots = mapper.make_slots(chip) if slots is None else slots
     tables = mapper.make_tables(step.operations) if tables is None else tables
     rounds += prices is None
@@ -93,12 +98,12 @@ def evaluate(
     for i in range(rounds):
         found = search_mappings(
             chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
-            slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best,
+            density=density, slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best,
         )  # fmt: skip
         best = jax.tree.map(lambda x: x[:, 0], jax.device_get(found.accesses))
-        cost, drawn = sample_step(chip, step, best, operation_bits, tensor_bits)
+        cost, drawn = sample_step(chip, step, best, operation_bits, tensor_bits, density)
         start, prices = found, next_prices(cost)
-    return Evaluated(chip, found, prices, cost, drawn, rounds * evaluations * operation_bits.shape[0])
+    return Evaluated(chip, found, prices, cost, drawn, density, rounds * evaluations * operation_bits.shape[0])
 
 
 def evaluate_chip(
