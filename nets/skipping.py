@@ -100,8 +100,9 @@ def measured_densities(
     masks = mask_densities(fn, params, *args)
     if slice_width is None:
         return pass_densities(quant_state.density, masks)
-    options = {"width": slice_width, "style": style, "lanes": lanes}
-    sliced = slice_densities(fn, loss, precision, quant_state, params, *args, **options)
+    sliced = slice_densities(
+        fn, loss, precision, quant_state, params, *args, width=slice_width, style=style, lanes=lanes
+    )
     over = _slices_over_whole(precision, slice_width, style)
     work = pass_densities(jnp.where(jnp.isnan(sliced), quant_state.density, sliced * over), masks)
     # Weights are not skipped, but take part with all their slices in forward and input_grad.
