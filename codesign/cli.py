@@ -99,6 +99,9 @@ class CostCommand:
     """Technology node in nanometres instead of the chip's own."""
     evaluations: Count = 2000
     """Mappings tried per operation; more take longer and may find cheaper ones."""
+    skip_after_epochs: Annotated[int, Between(0, 100_000)] = 0
+    """Train for so many epochs with these bits first; the chip skips the zeros of inputs, errors and masks that are
+    measured then. 0: nothing is skipped."""
     as_json: Json = False
     """Print one JSON object as the last line of the output; the table goes to the error stream."""
 
@@ -340,7 +343,15 @@ def _cost(command: CostCommand) -> None:
     own = {name: getattr(command, name) for name in ("rows", "columns", "local_kib", "shared_kib", "vdd", "node_nm")}
     chip = ChipConfig(preset=command.chip, **own)
     with Console(stderr=True).status("searching mappings"):
-        costs = cost_model(command.model, command.data, command.batch_size, command.bits, chip, command.evaluations)
+        costs = cost_model(
+            command.model,
+            command.data,
+            command.batch_size,
+            command.bits,
+            chip,
+            command.evaluations,
+            command.skip_after_epochs,
+        )
     title = f"{command.model} on {command.chip}, {command.bits} bit"
     steps = {
         f"training step, batch {command.batch_size}": costs["training_step"],

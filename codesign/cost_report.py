@@ -31,7 +31,7 @@ class Costed(NamedTuple):
     Attributes:
       chip, step: what runs where.
       mappings: (n, ...).
-      operation_bits: (n, 3).
+      operation_bits, density: (n, 3), (n, 2).
       cost: at the constants' own values.
       drawn: the same under sampled technologies, see `codesign.uncertainty.sample_step`.
       operations, bounds: every operation run once, and what it costs at least under any mapping, (n,).
@@ -43,6 +43,7 @@ class Costed(NamedTuple):
     step: Step
     mappings: Mapping
     operation_bits: jax.Array
+    density: jax.Array
     cost: StepCost
     drawn: StepCost
     operations: Cost
@@ -66,7 +67,8 @@ def inference_cost(single: Workload, found: Evaluated, bits: jax.Array) -> Coste
     """
     step = padded(single.inference, like=single.step)
     best = jax.tree.map(lambda x: x[:, 0], jax.device_get(found.candidates.accesses))
-    cost, drawn = sample_step(found.chip, step, best, single.operation_bits(bits), single.tensor_bits(bits))
+    widths = single.operation_bits(bits), single.tensor_bits(bits)
+    cost, drawn = sample_step(found.chip, step, best, *widths, found.density)
     return _costed(single, step, found, cost, drawn, bits)
 
 
@@ -75,7 +77,8 @@ def compile_costs(chip: Chip, workload: Workload, bits: jax.Array) -> None:
     step, operation_bits, tensor_bits = workload.step, workload.operation_bits(bits), workload.tensor_bits(bits)
     nothing = no_accesses(len(step.multiplicity), len(chip.names), operation_bits.dtype)
     cost, _ = sample_step(chip, step, nothing, operation_bits, tensor_bits)
-    _price(chip, step.operations, nothing, operation_bits, cost.resident[np.asarray(step.operand_tensor)])
+    resident = cost.resident[np.asarray(step.operand_tensor)]
+    _price(chip, step.operations, nothing, operation_bits, full_density(operation_bits), resident)
 
 
 def describe_cost(costed: Costed) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def describe_operations(costed: Costed) -> list[dict[str, Any]]:
 def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, Any]]:
     """The `num` operations that take the most energy: "operation", its "share" of the step's, the "text" on it."""
     resident = costed.cost.resident[costed.step.operand_tensor]
-    widths = costed.operation_bits, full_density(costed.operation_bits), resident
+    widths = costed.operation_bits, costed.density, resident
     everything = (costed.operations, costed.step.operations, costed.mappings, widths)
     explained = []
     for i in np.argsort(-np.asarray(costed.cost.operation_energy))[:num].tolist():
@@ -166,16 +169,23 @@ def _costed(
     candidates = found.candidates.mapping, found.candidates.accesses
     mappings, accesses = jax.tree.map(lambda x: x[:, 0], jax.device_get(candidates))
     resident = cost.resident[np.asarray(step.operand_tensor)]
-    operations, bounds = jax.device_get(_price(chip, step.operations, accesses, operation_bits, resident))
+    priced = _price(chip, step.operations, accesses, operation_bits, found.density, resident)
+    operations, bounds = jax.device_get(priced)
     labels = workload.labels[: int(np.count_nonzero(step.multiplicity))]
-    return Costed(chip, step, mappings, operation_bits, cost, drawn, operations, bounds, labels, workload.batch)
+    return Costed(
+        chip, step, mappings, operation_bits, found.density, cost, drawn, operations, bounds, labels, workload.batch
+    )
 
 
 @functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 def _price(
-    chip: Chip, operations: Operation, accesses: Accesses, operation_bits: jax.Array, resident: jax.Array
+    chip: Chip,
+    operations: Operation,
+    accesses: Accesses,
+    operation_bits: jax.Array,
+    density: jax.Array,
+    resident: jax.Array,
 ) -> tuple[Cost, LowerBound]:
-    density = full_density(operation_bits)
     costs = jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, operations, accesses, operation_bits, density, resident)
     bounds = jax.vmap(lower_bound, (None, 0, 0, 0, 0))(chip, operations, operation_bits, density, resident)
     return costs, bounds

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from codesign import mapper
 from codesign.anytime import Effort, Progress, keep_searching
-from codesign.objective import next_prices
+from codesign.objective import full_density, next_prices
 from codesign.uncertainty import sample_step
 from hw.chip import Chip
 from hw.schedule import Step, StepCost, residency
@@ -31,6 +30,7 @@ class Evaluated(NamedTuple):
       prices: of a joule and a second at this cost, (2,).
       cost: of the step under the best of them; numpy arrays.
       drawn: the same under sampled technologies, see `codesign.uncertainty.sample_step`.
+      density: share of the products' work that is left, (n, 2), see `hw.cost.price`.
       evaluations: (operation, mapping, chip) triples costed.
     """
 
@@ -39,6 +39,7 @@ class Evaluated(NamedTuple):
     prices: jax.Array
     cost: StepCost
     drawn: StepCost
+    density: jax.Array
     evaluations: int
 
 
@@ -50,6 +51,7 @@ def search_mappings(
     prices: jax.Array,
     key: jax.Array,
     *,
+    density: jax.Array | None = None,
     slots: mapper.Slots,
     tables: mapper.Tables,
     start: mapper.Candidates | None,
@@ -61,7 +63,7 @@ def search_mappings(
 
     From scratch the search anneals widely; from a `start` it stays near, for which a few evaluations suffice.
     """
-    density: Any = np.ones((len(operation_bits), 2), operation_bits.dtype)
+    density = full_density(operation_bits) if density is None else density
     return mapper.search(
         key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
         density=density, resident=_resident(chip, step, tensor_bits),
@@ -78,6 +80,7 @@ def evaluate(
     tensor_bits: jax.Array,
     key: jax.Array,
     *,
+    density: jax.Array | None = None,
     slots: mapper.Slots | None = None,
     tables: mapper.Tables | None = None,
     start: mapper.Candidates | None = None,
@@ -92,9 +95,11 @@ def evaluate(
     """Search the mappings of a step on a chip and cost it, least EDP in mind.
 
     Each round searches at the prices of a joule and a second that the round before ended with; without `prices` a first
-    round weighs a second by a guess of the chip's power. `evaluations` are per operation and round. What the chip's wiring
-    leaves open is in `freedom`. No round begins after `seconds`; Ctrl-C returns what the last round ended with.
+    round weighs a second by a guess of the chip's power. `evaluations` are per operation and round; `density` (n, 2) is that
+    of `hw.cost.price`, by default of a chip that skips nothing. What the chip's wiring leaves open is in `freedom`. No round
+    begins after `seconds`; Ctrl-C returns what the last round ended with.
     """
+    density = full_density(operation_bits) if density is None else density
     slots = mapper.make_slots(chip) if slots is None else slots
     tables = mapper.make_tables(step.operations) if tables is None else tables
     rounds += prices is None
@@ -104,12 +109,13 @@ def evaluate(
         start, prices = first if before is None else (before.candidates, before.prices)
         found = search_mappings(
             chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
-            slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best, freedom=freedom,
+            density=density, slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best,
+            freedom=freedom,
         )  # fmt: skip
         best = jax.tree.map(lambda x: x[:, 0], jax.device_get(found.accesses))
-        cost, drawn = sample_step(chip, step, best, operation_bits, tensor_bits)
+        cost, drawn = sample_step(chip, step, best, operation_bits, tensor_bits, density)
         tried = (i + 1) * evaluations * operation_bits.shape[0]
-        return Evaluated(chip, found, next_prices(cost), cost, drawn, tried)
+        return Evaluated(chip, found, next_prices(cost), cost, drawn, density, tried)
 
     effort = Effort(rounds * evaluations, seconds)
     return keep_searching(search, evaluations, effort, lambda best: float(best.cost.edp), on_progress)

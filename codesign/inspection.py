@@ -16,7 +16,11 @@ from codesign.onnx_reader import OnnxFunction, read_onnx
 from codesign.problem import load_chip, load_model, trace_network
 from codesign.tracing import Workload, trace
 from codesign.zigzag_workloads import ZigzagFunction, read_zigzag_workload
+from hw.chip import Chip
+from nets import LayerRule, PrecisionRules
+from nets.data import batches
 from nets.dataset_files import load_dataset
+from nets.low_bit_training import fit_low_bit, left_work
 from nets.training import split_model
 
 _READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {
@@ -46,7 +50,15 @@ def trace_model(model: str, data: str, batch_size: int) -> dict[str, Any]:
     return {"model": model, "data": data, "batch_size": batch_size, "operations": rows} | totals
 
 
-def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConfig, evaluations: int) -> dict[str, Any]:
+def cost_model(
+    model: str,
+    data: str,
+    batch_size: int,
+    bits: int,
+    chip: ChipConfig,
+    evaluations: int,
+    skip_after_epochs: int = 0,
+) -> dict[str, Any]:
     """Cost of one training step, and of one inference of a single sample, with the same bits everywhere.
 
     Args:
@@ -54,9 +66,11 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
       bits: of weights, inputs and backward errors.
       chip: preset and what differs from it.
       evaluations: mappings tried per operation.
+      skip_after_epochs: epochs of training with these bits after which densities are measured; 0 skips nothing.
 
     Returns:
-      "training_step" and "inference", each what `codesign.cost_report.describe_cost` tells, and its "operations".
+      "density", the share of the work left by operation, None where nothing is skipped; "training_step" and
+      "inference", each what `codesign.cost_report.describe_cost` tells, and its "operations".
 
     Raises:
       ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits.
@@ -65,9 +79,14 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
     training = _workload(model, data, batch_size)
     uniform: Any = np.full((1 + int(np.max(training.product)), 4), float(bits), np.float32)
 
+    work = _left_work(model, data, batch_size, bits, skip_after_epochs, built) if skip_after_epochs else None
+
     def searched(workload: Workload) -> Evaluated:
         widths = workload.operation_bits(uniform), workload.tensor_bits(uniform)
-        return evaluate_chip(built, workload.step, *widths, key, workload.labels, evaluations=evaluations)
+        density = None if work is None else workload.operation_density(work)
+        return evaluate_chip(
+            built, workload.step, *widths, key, workload.labels, density=density, evaluations=evaluations
+        )
 
     # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
     with ThreadPoolExecutor(1) as beside:  # LLVM compiles one while Python traces another
@@ -77,9 +96,21 @@ def cost_model(model: str, data: str, batch_size: int, bits: int, chip: ChipConf
             "training_step": training_cost(training, searched(training), uniform),
             "inference": inference_cost(single.result(), searched(single.result()), uniform),
         }
-    return {"model": model, "chip": chip.preset, "bits": bits, "batch_size": batch_size} | {
-        name: describe_cost(one) | {"operations": describe_operations(one)} for name, one in costed.items()
-    }
+    shares = None if work is None else training.operation_density(work).prod(axis=1).tolist()
+    density = None if shares is None else dict(zip(training.labels, shares, strict=True))
+    told = {"model": model, "chip": chip.preset, "bits": bits, "batch_size": batch_size, "density": density}
+    return told | {name: describe_cost(one) | {"operations": describe_operations(one)} for name, one in costed.items()}
+
+
+def _left_work(model: str, data: str, batch_size: int, bits: int, epochs: int, chip: Chip) -> jax.Array:
+    """Densities (P, 3, 2) after training: of slices where the chip's MACs take slices, else of whole words."""
+    dataset = load_dataset(data)
+    forward, params, rest = split_model(load_model(model, dataset, seed=0))
+    rules = PrecisionRules({"*": LayerRule(bits, bits, bits, bits, learn=False)})
+    state, _ = fit_low_bit(forward, params, rest, dataset, rules, epochs=epochs, batch_size=batch_size)
+    slice_width = int(chip.mac.slice_bits) if chip.mac.style == "slices" else None
+    batch = next(batches(dataset, batch_size, seed=0, epoch=0))
+    return left_work(forward, state, batch, slice_width)
 
 
 def _workload(model: str, data: str, batch_size: int) -> Workload:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingABC
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hw.accesses import Accesses
 from hw.chip import Chip
@@ -50,8 +52,9 @@ def step_cost(
 
 
 def full_density(operation_bits: jax.Array) -> jax.Array:
-    """Density (n, 2) of a chip that skips nothing."""
-    return jnp.ones((*operation_bits.shape[:-1], 2), operation_bits.dtype)
+    """Density (n, 2) of a chip that skips nothing; a numpy array, which nothing has to be compiled for."""
+    density: Any = np.ones((*operation_bits.shape[:-1], 2), operation_bits.dtype)
+    return density
 
 
 def soft_minimum(costs: Cost, prices: jax.Array) -> Cost:

@@ -92,6 +92,15 @@ class Workload:
         stored = self.tensor_bits(bits)
         return _operation_bits(self.product, self.operand_column, self.step.operand_tensor, stored, bits)
 
+    def operation_density(self, density: jax.Array) -> jax.Array:
+        """Share of the work left (n, 2) of each operation, as `hw.cost.price` takes it, of layers that were measured.
+
+        Args:
+          density: (P, 3, 2), by product, pass (forward, input_grad, weight_grad) and operand that is read, such as
+            `nets.skipping.measured_densities` gives it; rows in the order of `Precision.names`.
+        """
+        return density[self.product, np.array([list(PASSES).index(pass_) for pass_ in self.passes])]
+
     def table(self, bits: jax.Array | None = None) -> list[dict[str, Any]]:
         """One row for each operation: layer, pass, loops, MACs without and with padding, elements of the operands.
 

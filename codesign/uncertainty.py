@@ -25,7 +25,12 @@ _SEED = 0  # one for all: designs are compared under the same draws
 
 
 def sample_step(
-    chip: Chip, step: Step, accesses: Accesses, operation_bits: jax.Array, tensor_bits: jax.Array
+    chip: Chip,
+    step: Step,
+    accesses: Accesses,
+    operation_bits: jax.Array,
+    tensor_bits: jax.Array,
+    density: jax.Array | None = None,
 ) -> tuple[StepCost, StepCost]:
     """The cost of a step, and the same under `NUM_SAMPLES` technologies drawn around the chip's own, mappings held.
 
@@ -35,15 +40,17 @@ def sample_step(
     Args:
       accesses: counts of the operations under the mapping of each, (n, ...).
       operation_bits, tensor_bits: (n, 3), (m,).
+      density: (n, 2), see `hw.cost.price`; by default nothing is skipped.
 
     Returns:
       The cost under the chip's own technology, and a `StepCost` with a leading axis of samples; numpy arrays.
     """
+    density = full_density(operation_bits) if density is None else density
     own = chip.technology
     drawn = _draws(own.node_nm, own.process, own.device, own.dram)
     own_first: dict[str, Any] = {name: np.insert(drawn[name], 0, value) for name, value in own.values.items()}
     technologies = dataclasses.replace(own, values=own_first)
-    costs = jax.device_get(_under_each(technologies, chip, step, accesses, operation_bits, tensor_bits))
+    costs = jax.device_get(_under_each(technologies, chip, step, accesses, operation_bits, tensor_bits, density))
     return jax.tree.map(lambda x: x[0], costs), jax.tree.map(lambda x: x[1:], costs)
 
 
@@ -55,7 +62,7 @@ def _draws(node_nm: float, process: str, device: str, dram: str) -> dict[str, np
 
 
 @functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
-@functools.partial(jax.vmap, in_axes=(0, None, None, None, None, None))
+@functools.partial(jax.vmap, in_axes=(0, None, None, None, None, None, None))
 def _under_each(
     technology: Technology,
     chip: Chip,
@@ -63,9 +70,10 @@ def _under_each(
     accesses: Accesses,
     operation_bits: jax.Array,
     tensor_bits: jax.Array,
+    density: jax.Array,
 ) -> StepCost:
     drawn = dataclasses.replace(chip, technology=technology)
-    return evaluate_step(drawn, step, accesses, operation_bits, tensor_bits, full_density(operation_bits))
+    return evaluate_step(drawn, step, accesses, operation_bits, tensor_bits, density)
 
 
 def interval(samples: ArrayLike) -> list[Any]:

@@ -154,7 +154,7 @@ def measure(network: str, names: Sequence[str], rounds: int) -> dict[str, dict[s
             try:
                 model = qwix_model(name, model, images)
             except ImportError:
-                print(f"{name} is left out: Qwix is not installed", file=sys.stderr)
+                print(f"{name} is left out: Qwix is not installed; pip install -e .[bench]", file=sys.stderr)
                 continue
         step, state, kept[name] = make_step(CASES.get(name, Case()), model, images, labels)
         compiled = jax.jit(step).lower(state, images, labels, KEY).compile()

@@ -2,7 +2,8 @@
 
 A *product* is a `dot_general` or `conv_general_dilated` of two floating-point operands. `flatten` turns a function
 into a `Program`: its forward equations in order of execution, with the calls that hold products entered (`jit`,
-`custom_jvp`, `custom_vjp`, `checkpoint`) and all others left whole, so that a ReLU keeps its own differentiation rule.
+`custom_jvp`, `custom_vjp`, `checkpoint`), `scan` and `cond` with products in plain code (`nets.unrolling`), and all
+others left whole, so that a ReLU keeps its own differentiation rule.
 Everything else is a loop over that list: `find_products` reads the products, `interpret` re-evaluates the function and
 hands each product to a callback, and cost tracing follows tensors from equation to equation.
 
@@ -17,6 +18,8 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+
+from nets.unrolling import UNROLLED, unrolled
 
 _KINDS = {"dot_general": "dot", "conv_general_dilated": "conv"}
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
@@ -150,7 +153,7 @@ def flatten(fn: Callable, params: Any, *args: Any, enter_calls: bool = False, fr
       have it among their inputs. A call without products (a ReLU, a softmax) is one equation, its jaxpr in `params`.
 
     Raises:
-      ValueError: if a product sits inside a primitive that cannot be entered, such as `scan` or `cond`.
+      ValueError: if a product sits inside a primitive that cannot be entered, such as `while`, or in a long `scan`.
     """
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     paths = parameter_paths(params)
@@ -343,10 +346,13 @@ class _Flattener:
     ) -> tuple[tuple[Value, ...], list[Equation]]:
         """Outputs of a call that holds products, and the equations that stand for it."""
         name = eqn.primitive.name
+        if name in UNROLLED:
+            plain = unrolled(eqn, lambda inner: jex.jaxpr_as_fun(_closed(inner)))
+            return self.inline(jax.make_jaxpr(plain)(*map(_shape_of, eqn.invars)), inputs)
         if name not in _CALLS | _CHECKPOINTS:
             raise ValueError(
-                f"expected products in plain code, jit, custom_jvp, custom_vjp or checkpoint, got one inside {name!r}; "
-                f"write it as a Python loop or branch"
+                f"expected products in plain code, jit, custom_jvp, custom_vjp, checkpoint, scan or cond, got one "
+                f"inside {name!r}; write it as a Python loop or a scan"
             )
         outputs, body = self.inline(eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"], inputs)
         if name in _CALLS:
@@ -413,6 +419,14 @@ def _value(
     atom: Any, path: str | None = None, trained: bool = False, producer: int | None = None, constant: Any = None
 ) -> Value:
     return Value(atom.aval.shape, atom.aval.dtype, path, trained, producer, constant)
+
+
+def _closed(jaxpr: Any) -> jex.ClosedJaxpr:
+    return jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
+
+
+def _shape_of(atom: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=atom.aval.weak_type)
 
 
 def _read(env: dict[Value, Any], value: Value) -> Any:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nets import fixed_point
-from nets.bitslice import MAX_BITS, make_slicing, nonzero_slices
+from nets.bitslice import MAX_BITS, Slicing, make_slicing, nonzero_slices
 from nets.calibration import operands_and_errors
 from nets.jaxpr import Equation, Program, Value, find_products, flatten, interpret, is_relu
 from nets.precision import Precision, QuantState
@@ -53,13 +53,14 @@ def mask_densities(fn: Callable, params: Any, *args: Any) -> jax.Array:
     return jnp.stack(measure(params, *args))
 
 
-def pass_densities(quant_state: QuantState, mask_density: jax.Array) -> jax.Array:
+def pass_densities(density: jax.Array, mask_density: jax.Array) -> jax.Array:
     """Densities of the two operands that each pass reads, as a cost model takes them.
 
     The product of a pair is the share of work that is left: rho_x, rho_dy rho_mask and rho_x rho_dy.
 
     Args:
-      quant_state: densities measured in training (`QuantState.density`): of weights, inputs and errors.
+      density: of weights, inputs, and errors in input_grad and weight_grad, shape (P, 4): of words, as training
+        measures them (`QuantState.density`), or of slices (`slice_densities`).
       mask_density: of `mask_densities`, shape (P,).
 
     Returns:
@@ -67,10 +68,45 @@ def pass_densities(quant_state: QuantState, mask_density: jax.Array) -> jax.Arra
       takes the place of the weights in input_grad: it thins outputs, and every product belongs to one output. Zero
       weights are not skipped.
     """
-    _, inputs, input_error, weight_error = quant_state.density.T
+    _, inputs, input_error, weight_error = density.T
     ones = jnp.ones_like(inputs)
     pairs = [(ones, inputs), (mask_density.astype(inputs.dtype), input_error), (inputs, weight_error)]
     return jnp.stack([jnp.stack(pair, axis=-1) for pair in pairs], axis=1)
+
+
+def measured_densities(
+    fn: Callable,
+    loss: Callable,
+    precision: Precision,
+    quant_state: QuantState,
+    params: Any,
+    *args: Any,
+    slice_width: int | None = None,
+    style: str = "twos_complement",
+    lanes: int = 1,
+) -> jax.Array:
+    """The work that in-out skipping leaves of each pass in the formats of a training run, as a cost model takes it.
+
+    Args:
+      fn, loss, precision, quant_state, params, args, style, lanes: as for `slice_densities`.
+      slice_width: bits of the slices that are skipped; None skips whole words, for which the densities are those that
+        `quant_state` tracked in training. Words of other formats than fixed point are skipped as a whole.
+
+    Returns:
+      Shape (P, 3, 2), see `pass_densities`. `codesign.Workload.operation_density` takes it to operations. Slices are
+      told over the ceil(bits / slice_width) that a MAC of `hw` takes for an operand. Signed slices of 4 are three of 8
+      bits in place of two, and may exceed 1; in return small negative numbers have zero slices.
+    """
+    masks = mask_densities(fn, params, *args)
+    if slice_width is None:
+        return pass_densities(quant_state.density, masks)
+    sliced = slice_densities(
+        fn, loss, precision, quant_state, params, *args, width=slice_width, style=style, lanes=lanes
+    )
+    over = _slices_over_whole(precision, slice_width, style)
+    work = pass_densities(jnp.where(jnp.isnan(sliced), quant_state.density, sliced * over), masks)
+    # Weights are not skipped, but take part with all their slices in forward and input_grad.
+    return work.at[:, :2, 0].multiply(over[:, :1].astype(work.dtype))
 
 
 def slice_densities(
@@ -112,11 +148,28 @@ def slice_densities(
         else:
             x, has_sign, step = errors[row], True, formats.error_step[row, column - 2]
             x = fixed_point.quantise_error(x, step, formats.error_limit[row, column - 2], None)
-        num_bits = int(bits[row, column])
-        slicing = make_slicing(num_bits, min(width, num_bits), style, has_sign)
+        slicing = _slicing(int(bits[row, column]), width, style, has_sign)
         groups = x.size // x.shape[-1] * -(-x.shape[-1] // lanes) * slicing.num_slices
         densities[row, column] = np.asarray(nonzero_slices(x / step, slicing, lanes)).sum() / groups
     return jnp.array(densities)
+
+
+def _slicing(num_bits: int, width: int, style: str, has_sign: bool) -> Slicing:
+    """Operands narrower than a slice are one slice."""
+    return make_slicing(num_bits, min(width, num_bits), style, has_sign)
+
+
+def _slices_over_whole(precision: Precision, width: int, style: str) -> np.ndarray:
+    """Slices of each operand and error over the least that hold its bits, shape (P, 4); 1 where none are counted."""
+    bits = np.asarray(precision.bits()).astype(int)
+    over = np.ones(bits.shape)
+    for row, column in np.argwhere(bits <= MAX_BITS):
+        if precision.rule(row).formats[column] is not None:
+            continue
+        has_sign = precision.signed[row][column] if column < 2 else True
+        num_bits = int(bits[row, column])
+        over[row, column] = _slicing(num_bits, width, style, has_sign).num_slices / -(-num_bits // width)
+    return over
 
 
 def _masked_products(program: Program) -> list[bool]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -33,7 +32,7 @@ class Attention(nnx.Module):
 
 
 class LSTM(nnx.Module):
-    """An LSTM cell over a few steps, as a Python loop: the walker does not enter `scan`."""
+    """An LSTM cell over a few steps, as a Python loop; `tests/test_unrolling.py` has one under `scan`."""
 
     def __init__(self, rngs):
         self.cell = nnx.LSTMCell(16, 16, rngs=rngs)
@@ -119,13 +118,3 @@ def test_a_batch_sharded_over_two_devices_gives_the_same_step():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", SHARDED], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_products_inside_scan_are_refused_by_name():
-    def fn(params, x):
-        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ params["a"]["kernel"]), None), x, None, length=2)[0]
-
-    with pytest.raises(ValueError, match="got one inside 'scan'; write it as a Python loop"):
-        init_precision(
-            fn, PrecisionRules({"*": LayerRule()}), {"a": {"kernel": np.eye(4, dtype=np.float32)}}, jnp.ones((2, 4))
-        )

@@ -259,6 +259,14 @@ def test_cost_of_a_preset(capsys):
     row = next(line for line in captured.err.splitlines() if "EDP (µJ" in line)
     assert f"{step['edp_js'] * 1e9:.3g} " in row and f" {step['edp_to_bound']:.2f} " in row
     assert "limited by" in captured.err and "5th to 95th percentile" in captured.err
+    assert costs["density"] is None
+    # Zeros that training leaves are skipped: no operation gets dearer, and those with fewer products get cheaper.
+    assert cli.main([*arguments, "--skip-after-epochs", "1"]) == 0
+    sparse = json.loads(capsys.readouterr().out)
+    assert all(0.0 < share <= 1.0 for share in sparse["density"].values())
+    assert min(sparse["density"].values()) < 0.8
+    assert sparse["training_step"]["energy_by_component_uj"]["mac"] < step["energy_by_component_uj"]["mac"]
+    assert sparse["training_step"]["energy_uj"] < step["energy_uj"]
 
 
 def test_folder_with_one_npz_file_is_told_to_name_the_file(tmp_path, capsys):

@@ -166,15 +166,9 @@ def test_checkpoints_still_recompute():
     assert np.all(np.asarray(seen[1]) == 4.0)
 
 
-@pytest.mark.parametrize("primitive", ["scan", "cond", "while"])
-def test_a_product_inside_a_loop_or_branch_is_an_error_that_names_it(primitive):
-    loops = {
-        "scan": lambda w, x: lax.scan(lambda x, _: (x @ w, None), x, None, length=2)[0],
-        "cond": lambda w, x: lax.cond(x[0, 0] > 0.0, lambda: x @ w, lambda: x),
-        "while": lambda w, x: lax.fori_loop(0, jnp.int32(x[0, 0]), lambda i, x: x @ w, x),
-    }
-    with pytest.raises(ValueError, match=f"got one inside '{primitive}'; write it as a Python loop"):
-        find_products(loops[primitive], ones(2, 2), ones(2, 2))
+def test_a_product_inside_a_loop_of_unknown_length_is_an_error_that_names_it():
+    with pytest.raises(ValueError, match="got one inside 'while'; write it as a Python loop"):
+        find_products(lambda w, x: lax.fori_loop(0, jnp.int32(x[0, 0]), lambda i, x: x @ w, x), ones(2, 2), ones(2, 2))
 
 
 def test_loops_without_products_stay_as_they_are():

@@ -32,7 +32,7 @@ def test_shares_by_hand_and_that_masked_outputs_are_zero_anyway():
     loss = lambda s: jnp.mean(quantize(fn, stochastic=False)(params, precision, s, None, x) ** 2)  # noqa: E731
     state = state.updated(jax.grad(loss)(state))
     masks = skipping.mask_densities(fn, params, x)
-    densities = skipping.pass_densities(state, masks)
+    densities = skipping.pass_densities(state.density, masks)
     hidden = np.asarray(jax.nn.relu(x @ params["a"]["kernel"]))
     np.testing.assert_allclose(masks, [1.0, np.mean(hidden > 0)], rtol=1e-6)
     work = np.prod(densities, axis=-1)
@@ -72,3 +72,14 @@ def test_slice_densities_are_those_of_the_digits():
     # Without a sign 8 bits are three digits, too.
     digits = np.stack([levels % 8, levels // 8 % 8, levels // 64])
     np.testing.assert_allclose(found[1, 1], np.mean(digits != 0), rtol=1e-6)
+    # Word densities stay where slices are not counted; elsewhere slices are told over the whole ones that a MAC takes:
+    # ten bits in slices of four are three either way, unsigned eight bits three signed slices in place of two.
+    work = skipping.measured_densities(fn, loss, precision, state, params, x, slice_width=4, style="signed")
+    masks = skipping.mask_densities(fn, params, x)
+    np.testing.assert_allclose(work[1, 0], [1.0, found[1, 1] * 3 / 2], rtol=1e-6)
+    np.testing.assert_allclose(work[1, 1], [masks[1], found[1, 2]], rtol=1e-6)
+    np.testing.assert_allclose(work[0, 2], [found[0, 1], state.density[0, 3]], rtol=1e-6)
+    # Weights of 7 bits and more take more signed slices than whole ones, skipped or not.
+    np.testing.assert_allclose(work[0, 0], [1.0, found[0, 1]], rtol=1e-6)
+    words = skipping.measured_densities(fn, loss, precision, state, params, x)
+    np.testing.assert_array_equal(words, skipping.pass_densities(state.density, masks))

@@ -480,7 +480,7 @@ def test_table_and_html():
         ({"optimizer": "adamw"}, "optimizer"),
         ({"gradient_bits": 0.0}, "positive widths"),
         ({"trainable": ("v*",)}, "did you mean 'w'"),
-        ({"fn": lambda p, x: lax.scan(lambda c, _: (c @ p["w"], None), x, None, length=2)[0]}, "scan"),
+        ({"fn": lambda p, x: lax.while_loop(lambda c: c[0, 0] > 0, lambda c: c @ p["w"], x)}, "while"),
     ],
 )
 def test_what_cannot_be_traced(change, message):
