@@ -5,7 +5,7 @@ python := .venv/bin/python
 demo test test-slow: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 demo test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.3
 
-.PHONY: help setup demo test test-slow lint bench
+.PHONY: help setup demo test test-slow lint bench docs
 
 help:
 	@echo "make setup      create .venv with everything the project needs"
@@ -13,6 +13,7 @@ help:
 	@echo "make test       run the tests, minutes"
 	@echo "make test-slow  run the slow tests too, the experiments among them"
 	@echo "make lint       check style, format and types"
+	@echo "make docs       build the documentation site in build/site; a warning is an error"
 	@echo "make bench      time the cost model, the mapper and the training steps"
 
 setup: .venv/installed
@@ -39,6 +40,11 @@ bench: setup
 	@for file in experiments/bench_*.py; do \
 	  echo "== $$file"; $(python) -m "experiments.$$(basename "$$file" .py)" || exit 1; \
 	done
+
+docs: setup
+	$(python) -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+	@echo "open build/site/index.html"
 
 # Newer than pyproject.toml once everything in it is installed.
 .venv/installed: pyproject.toml

@@ -97,7 +97,9 @@ def training_curves(history: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
             if name in curves:
                 values = np.asarray(curves[name], float) * (100.0 if name == "validation_accuracy" else 1.0)
                 late.extend(values[len(values) // 3 :])
-                ax.plot(np.asarray(curves["epoch"], float), values, color=styles[method][0], label=_label(method))
+                marker = "." if len(values) < 12 else None  # a stretch of one epoch has no line
+                epochs = np.asarray(curves["epoch"], float)
+                ax.plot(epochs, values, color=styles[method][0], marker=marker, label=_label(method))
         if name == "validation_accuracy" and np.isfinite(late).any():
             ax.set_ylim(bottom=np.nanmin(late) - 1.0)
         else:

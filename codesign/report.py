@@ -146,6 +146,10 @@ _UNITS = {
 }  # fmt: skip
 
 
+# What drawing and rendering raise where a number, list or entry is of another kind, or not there.
+_DAMAGES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, jinja2.TemplateError)
+
+
 def write_report(directory: Path) -> Path:
     """Make report.html and figures/*.svg of a finished run from its result.json and metrics.jsonl.
 
@@ -154,17 +158,18 @@ def write_report(directory: Path) -> Path:
       ValueError: a file is damaged.
     """
     result = rundir.read_result(directory)
-    history = history_from_metrics(rundir.read_metrics(directory))
-    if history:
-        result.setdefault("figures", {}).setdefault("training_curves", {"history": history})
+    records = rundir.read_metrics(directory)
     try:
+        if history := history_from_metrics(records):
+            result.setdefault("figures", {}).setdefault("training_curves", {"history": history})
         figures = draw_figures(result.get("figures", {}))
+        drawings = {name: plots.to_svg(figure) for name, figure in figures.items()}
         html = render(result, figures)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        where = directory / rundir.RESULT
+    except _DAMAGES as error:
+        where = f"{directory / rundir.RESULT} or {rundir.METRICS}"
         raise ValueError(f"damaged: {where} does not hold a report's data ({error!r}); run it again") from error
-    for name, figure in figures.items():
-        rundir.write_atomic(directory / "figures" / f"{name}.svg", plots.to_svg(figure))
+    for name, drawing in drawings.items():
+        rundir.write_atomic(directory / "figures" / f"{name}.svg", drawing)
     rundir.write_atomic(directory / rundir.REPORT, html)
     return directory / rundir.REPORT
 

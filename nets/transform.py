@@ -35,26 +35,27 @@ def quantize(fn: Callable, *, stochastic: bool = True, generator: str = "hash") 
       a fresh one at every step, or None where no gradient is taken. Differentiate with respect to `quant_state` too:
       that cotangent carries the statistics of the backward pass to `QuantState.updated`.
 
-    A training step, with any optimiser for `params` and `precision`:
+    Examples:
+      A training step, with any optimiser for `params` and `precision`:
 
-    >>> from nets import LayerRule, PrecisionRules, init_precision
-    >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"]["kernel"]) @ params["out"]["kernel"]
-    >>> params = {"hidden": {"kernel": jnp.ones((4, 3))}, "out": {"kernel": jnp.ones((3, 2))}}
-    >>> x, key = jnp.ones((8, 4)), jax.random.key(0)
-    >>> precision, quant_state = init_precision(fn, PrecisionRules({"*": LayerRule()}), params, x)
-    >>> qfn = quantize(fn)
-    >>> loss = lambda *trees: jnp.mean(qfn(*trees, key, x) ** 2)
-    >>> gradients = jax.grad(loss, argnums=(0, 1, 2))(params, precision, quant_state)
-    >>> descend = lambda value, slope: value - 0.01 * slope
-    >>> params, precision = jax.tree.map(descend, (params, precision), gradients[:2])
-    >>> quant_state = quant_state.updated(gradients[2])
-    >>> print(precision.names, precision.bits().shape)
-    ('hidden', 'out') (2, 4)
+      >>> from nets import LayerRule, PrecisionRules, init_precision
+      >>> fn = lambda params, x: jax.nn.relu(x @ params["hidden"]["kernel"]) @ params["out"]["kernel"]
+      >>> params = {"hidden": {"kernel": jnp.ones((4, 3))}, "out": {"kernel": jnp.ones((3, 2))}}
+      >>> x, key = jnp.ones((8, 4)), jax.random.key(0)
+      >>> precision, quant_state = init_precision(fn, PrecisionRules({"*": LayerRule()}), params, x)
+      >>> qfn = quantize(fn)
+      >>> loss = lambda *trees: jnp.mean(qfn(*trees, key, x) ** 2)
+      >>> gradients = jax.grad(loss, argnums=(0, 1, 2))(params, precision, quant_state)
+      >>> descend = lambda value, slope: value - 0.01 * slope
+      >>> params, precision = jax.tree.map(descend, (params, precision), gradients[:2])
+      >>> quant_state = quant_state.updated(gradients[2])
+      >>> print(precision.names, precision.bits().shape)
+      ('hidden', 'out') (2, 4)
 
-    Raises:
-      ValueError: for an unknown generator; when `qfn` is called, if `fn` holds a product that `precision` was not
-        initialised for, or one inside a primitive that cannot be entered; when it is differentiated, if errors are to
-        be rounded stochastically without a key, or a local region does not divide what is saved.
+      Raises:
+        ValueError: for an unknown generator; when `qfn` is called, if `fn` holds a product that `precision` was not
+          initialised for, or one inside a primitive that cannot be entered; when it is differentiated, if errors are to
+          be rounded stochastically without a key, or a local region does not divide what is saved.
     """
 
     if generator not in GENERATORS:

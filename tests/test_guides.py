@@ -1,11 +1,14 @@
-"""The guides run as they are written: the first block is the file it names, the command and the other blocks follow it."""
+"""The guides run as they are written: a block that begins with a file name is that file; commands, then the others, follow it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from codesign import cli
+from codesign.config import load_config
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -16,16 +19,21 @@ def run_guide(tmp_path, monkeypatch, capsys):
 
     def run(name, with_commands=True):
         text = (DOCS / name).read_text(encoding="utf-8")
-        module, *blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-        (tmp_path / module.splitlines()[0].removeprefix("# ")).write_text(module, encoding="utf-8")
+        found = re.findall(r"^```(?:python|yaml)\n(# (\w+\.(?:py|yaml))\n)?(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for _, file, block in found:
+            if file:
+                (tmp_path / file).write_text(block, encoding="utf-8")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.chdir(tmp_path)
         commands = re.findall(r"^python -m codesign (.*?)(?: +#.*)?$", text, re.MULTILINE)
         for command in commands if with_commands else ():
             assert cli.main(command.split()) == 0, command
         told, namespace = capsys.readouterr().out, {"__name__": "guide"}
-        for block in blocks:
-            exec(compile(block, name, "exec"), namespace)
+        for _, file, block in found:
+            if file.endswith(".yaml"):
+                load_config(tmp_path / file)
+            elif not file:
+                exec(compile(block, name, "exec"), namespace)
         return told, capsys.readouterr().out
 
     return run
@@ -42,3 +50,44 @@ def test_exchange(run_guide):
     pytest.importorskip("onnx", reason="needs the extra 'exchange'")
     _, output = run_guide("exchange.md", with_commands=False)
     assert "'hidden (forward)', 'out (forward)'" in output
+
+
+def test_tutorial(run_guide):
+    told, output = run_guide("tutorial.md")
+    assert "One training step of mlp, batch 16" in told
+    assert output.splitlines()[0] == "dense1 forward weight_grad"  # as the page says of the first layer
+
+
+def test_own_chip(run_guide):
+    assert run_guide("own-chip.md")[1] == "2.0 times the area of MACs\n"
+
+
+def test_own_format(run_guide):
+    assert run_guide("own-format.md")[1] == "4 True\n"
+
+
+def test_budgets(run_guide):
+    run_guide("budgets.md")
+
+
+def test_every_page_is_reached():
+    """What the site's navigation leaves out, nobody finds; pages that it names exist."""
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    named = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\((?!#|http)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file(), target
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="the site needs the extra `docs`")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "api" / "hw.html").read_text(encoding="utf-8")
+    assert "make_chip" in page and "fonts.googleapis" not in page

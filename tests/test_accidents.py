@@ -1,0 +1,111 @@
+"""A run that is killed again and again, at random moments, ends with the numbers of one that was left alone, bit for bit.
+
+Processes of their own, so that nothing but the run directory survives. The kills of `test_runner.py` fall between two steps; these
+fall anywhere: while compiling, searching, writing a checkpoint or the report.
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from codesign import rundir
+from codesign.config import load_config
+
+SETTINGS = """\
+model: {name: mlp}
+train: {pretrain_epochs: 1, epochs: 2, finetune_epochs: 1}
+search: {candidates: 2, evaluations: 64, refresh_every: 6}
+objective: {cost_weights: [0.1]}
+baselines: {include: [uniform8]}
+"""
+ACCIDENTS = ("kill", "interrupt", "full disk")
+
+
+def start(arguments: list[str], folder: Path, limit: int | None = None) -> subprocess.Popen[str]:
+    """`jax-codesign run` with its own process group; no file can grow beyond `limit` bytes, as where the disk is full."""
+
+    def confine() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "codesign", "run", *arguments], cwd=folder, text=True, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=confine,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+
+
+def strike(accident: str, arguments: list[str], folder: Path, rng: random.Random, seconds: float) -> None:
+    """Start a run that meets with an accident within `seconds`, unless it has ended by then."""
+    limit = int(10 ** rng.uniform(2, 5)) if accident == "full disk" else None
+    process = start(arguments, folder, limit)
+    try:
+        _, told = process.communicate(timeout=None if limit else rng.uniform(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL if accident == "kill" else signal.SIGINT)
+        _, told = process.communicate()
+    if limit and process.returncode:
+        assert process.returncode == 2 and "Traceback" not in told, told
+        assert told.splitlines()[-1].startswith("error: "), told
+
+
+def check_whole(directory: Path) -> None:
+    """Every file under its final name is whole."""
+    if (directory / rundir.CONFIG).exists():
+        load_config(directory / rundir.CONFIG)
+    rundir.read_metrics(directory)
+    if (directory / rundir.RESULT).exists():
+        rundir.read_result(directory)
+    if (directory / rundir.DESIGN).exists():
+        rundir.read_design(directory / rundir.DESIGN)
+
+
+def outcome(directory: Path) -> tuple[object, ...]:
+    """What a run wrote, without how long it took."""
+    result = json.loads((directory / rundir.RESULT).read_text(encoding="utf-8"))
+    del result["seconds"]
+    return result, rundir.read_metrics(directory), rundir.read_design(directory / rundir.DESIGN)
+
+
+def survive(folder: Path, number: int, seed: int, tell: Callable[[str], None] = print) -> None:
+    """`number` accidents over as many runs as they take; each run that reaches its end is compared with the first."""
+    (folder / "small.yaml").write_text(SETTINGS, encoding="utf-8")
+    fresh = ["--config", "small.yaml", "--out"]
+    for _ in range(2):  # the second finds everything compiled, as the resumed ones will
+        began = time.monotonic()
+        reference = folder / f"reference-{began}"
+        process = start([*fresh, reference.name], folder)
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+    seconds, rng, runs = time.monotonic() - began, random.Random(seed), 0
+    directory = folder / "run-0"
+    for done in range(number):
+        resumable = (directory / rundir.CONFIG).exists()
+        arguments = ["--resume", directory.name] if resumable else [*fresh, directory.name]
+        accident = rng.choice(ACCIDENTS)
+        strike(accident, arguments, folder, rng, seconds)
+        check_whole(directory)
+        ended = (directory / rundir.REPORT).exists()
+        tell(f"{done + 1} {accident}: {'ended' if ended else 'cut off'}")
+        if ended or done + 1 == number or not (directory / rundir.CONFIG).exists():
+            if (directory / rundir.CONFIG).exists():
+                process = start(["--resume", directory.name], folder)
+                _, told = process.communicate()
+                assert process.returncode == 0, told
+                assert outcome(directory) == outcome(reference)
+            runs += 1
+            directory = folder / f"run-{runs}"
+
+
+@pytest.mark.slow
+def test_fifty_accidents(tmp_path):
+    survive(tmp_path, number=50, seed=0)
