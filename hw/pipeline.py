@@ -9,7 +9,7 @@ import numpy as np
 from hw.operation import Operation
 from hw.step import Step
 
-_N, _C, _P, _Q, _R, _S = 1, 3, 4, 5, 6, 7
+_K, _C, _P, _Q, _R, _S = 2, 3, 4, 5, 6, 7
 
 
 def map_bits(operation: Operation, bits: jax.Array | float) -> jax.Array:
@@ -52,33 +52,33 @@ def _reach(operation: Operation) -> tuple[jax.Array, jax.Array]:
 
 
 def row_pipelined(step: Step) -> Step:
-    """An inference whose layers hand rows to each other: what lies between two of them takes a line buffer of one sample.
+    """An inference whose layers hand rows to each other: what lies between two of them takes line buffers of one sample.
 
-    Those buffers all live at once, as all layers run at once. If they fit the part of the shared SRAM for resident
-    tensors, nothing between layers goes to DRAM. Operations still run one after the other on the one array, row by row,
-    so latencies add up as before.
+    All those buffers live at once, as all layers run at once: each of these tensors counts for all of them, so that
+    they go without DRAM only if they fit together in the part of the shared SRAM for resident tensors. What a layer makes
+    is worked on row by row as it comes. Operations still run one after the other on the one array, so latencies add up
+    as before.
 
     Args:
       step: an inference, concrete; operations of the forward pass alone.
 
     Returns:
       The step with shorter tensors.
+
+    Source: as `line_buffer_bits`.
     """
-    elements, birth, death = (np.array(x) for x in (step.tensor_elements, step.tensor_birth, step.tensor_death))
-    written = set(np.asarray(step.operand_tensor)[:, 2].tolist()) | set(np.flatnonzero(step.vector_writes.sum(axis=0)))
-    for row, inputs in enumerate(np.asarray(step.operand_tensor)[:, 1]):
-        if inputs in written and not step.tensor_external[inputs]:
-            layer = jax.tree.map(lambda x: x[row], step.operations)  # noqa: B023
-            elements[inputs] = min(elements[inputs], float(line_buffer_bits(layer, 1.0)))
-            birth[inputs], death[inputs] = 0, step.num_slots - 1
-    for row in range(step.vector_slot.shape[0]):
-        # A chain works on rows as they come: what it reads from an operation is never whole either.
-        read, made = (set(np.flatnonzero(np.asarray(x)[row])) for x in (step.vector_reads, step.vector_writes))
-        for tensor in (t for t in read & written if not step.tensor_external[t]):
-            elements[tensor] = min([elements[tensor], *(elements[other] for other in made)])
-    return replace(
-        step,
-        tensor_elements=jnp.asarray(elements, step.tensor_elements.dtype),
-        tensor_birth=jnp.asarray(birth, jnp.int32),
-        tensor_death=jnp.asarray(death, jnp.int32),
-    )
+    elements, operands = np.array(step.tensor_elements), np.asarray(step.operand_tensor)
+    external = np.asarray(step.tensor_external) > 0
+    written = set(operands[:, 2].tolist()) | set(np.flatnonzero(np.asarray(step.vector_writes).sum(axis=0)).tolist())
+    lines = {
+        int(inputs): float(line_buffer_bits(jax.tree.map(lambda x: x[row], step.operations), 1.0))  # noqa: B023
+        for row, inputs in enumerate(operands[:, 1])
+        if int(inputs) in written and not external[inputs]
+    }
+    one_row = np.asarray(step.operations.bounds)[:, [_K, _P]].prod(axis=1)
+    for row, outputs in enumerate(operands[:, 2]):
+        if not external[outputs]:
+            elements[outputs] = min(elements[outputs], one_row[row])
+    for inputs in lines:
+        elements[inputs] = sum(lines.values())
+    return replace(step, tensor_elements=jnp.asarray(elements, step.tensor_elements.dtype))
