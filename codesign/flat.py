@@ -85,7 +85,7 @@ class Mapped(NamedTuple):
         Raises:
           ValueError: one has none; names the level and its smallest tiles.
         """
-        for i in np.flatnonzero(np.asarray(self.scores[:, 0]) >= ILLEGAL / 2):
+        for i in np.flatnonzero(np.asarray(self.scores[:, 0]) >= ILLEGAL / 2).tolist():
             raise ValueError(
                 f"expected a mapping that fits for operation {i} ({nests[i].bounds}), found none; "
                 + smallest_tiles(nests[i], space)
