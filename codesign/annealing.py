@@ -337,7 +337,12 @@ def best_of_chains(num_operations: int, num_best: int, scores: jax.Array, *trees
 
 
 def make_starts(
-    given: Mapping | None, num: int, num_chains: int, slots: Slots, dtype: Any, keep: jax.Array | None = None
+    given: Mapping | None,
+    num: int,
+    num_chains: int,
+    slots: Slots,
+    dtype: Any,
+    keep: jax.Array | np.ndarray | None = None,
 ) -> Mapping:
     """Where chains start, (n, num_chains): in turn from each given mapping (n, any) and from all loops in DRAM.
 

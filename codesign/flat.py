@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from codesign.annealing import (
     ILLEGAL,
@@ -33,6 +34,7 @@ from codesign.annealing import (
 from codesign.anytime import Effort, Progress, keep_searching
 from codesign.lagrangian import Choice, least_product
 from codesign.mapspace import Nest, Space
+from codesign.sharding import gathered, replicated, spread
 from hw.accesses import Accesses, count_batch
 from hw.mapping import Mapping
 from hw.operation import Operation, stack_operations
@@ -83,7 +85,7 @@ class Mapped(NamedTuple):
         Raises:
           ValueError: one has none; names the level and its smallest tiles.
         """
-        for i in np.flatnonzero(np.asarray(self.scores[:, 0]) >= ILLEGAL / 2):
+        for i in np.flatnonzero(np.asarray(self.scores[:, 0]) >= ILLEGAL / 2).tolist():
             raise ValueError(
                 f"expected a mapping that fits for operation {i} ({nests[i].bounds}), found none; "
                 + smallest_tiles(nests[i], space)
@@ -113,6 +115,7 @@ def map_operations(
     iterations: int = 300,
     temperature: float = 0.3,
     num_best: int = 4,
+    mesh: Mesh | None = None,
 ) -> Mapped:
     """The best distinct mappings found of every operation.
 
@@ -126,6 +129,7 @@ def map_operations(
       num_chains, iterations: chains of each operation, and proposals of each.
       temperature: at the start, in nats of score.
       num_best: mappings of each operation to return.
+      mesh: devices to spread the chains over, see `codesign.sharding`; operations times chains must divide among them.
     """
     operations = stack_operations([nest.operation() for nest in nests])
     slots = Slots.of(space.fanout)
@@ -133,13 +137,11 @@ def map_operations(
     freedom = make_freedom(slots, space.temporal, space.spatial, space.keep, free, perfect)
     starts = make_starts(start, len(nests), num_chains, slots, operations.bounds.dtype, freedom.keep)
     limits = tuple(jnp.asarray(x, float) for x in (space.capacity, space.width, space.fanout))
-    return _search(
-        key, prices, limits, operations, weights, make_tables(operations, perfect), freedom, starts, iterations,
-        temperature, num_best, slots,
-    )  # fmt: skip
+    data = (key, prices, limits, operations, weights, make_tables(operations, perfect), freedom, starts)
+    return _search(*replicated(data, mesh), iterations, temperature, num_best, slots, mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("num_best", "slots"))
+@functools.partial(jax.jit, static_argnames=("num_best", "slots", "mesh"))
 def _search(
     key,
     prices: FlatPrices,
@@ -153,6 +155,7 @@ def _search(
     temperature,
     num_best: int,
     slots: Slots,
+    mesh: Mesh | None,
 ) -> Mapped:
     capacity, width, fanout = limits
 
@@ -169,10 +172,11 @@ def _search(
     num, num_chains = starts.temporal.shape[:2]
     operations, weights, tables = to_chains((operations, weights, tables), num_chains)
     genomes = fit_array(to_genome(jax.tree.map(flat_chains, starts), slots), fanout, slots)
+    operations, weights, tables, genomes = spread((operations, weights, tables, genomes), mesh)
     chains = anneal(key, evaluate, operations, weights, tables, freedom, genomes, iterations, temperature, slots)
     mappings = to_mapping(chains.best, operations.bounds, slots)
     scores, mappings, (energy, cycles) = best_of_chains(num, num_best, chains.best_scores, mappings, chains.kept)
-    return Mapped(mappings, scores, energy, cycles)
+    return gathered(Mapped(mappings, scores, energy, cycles), mesh)
 
 
 def map_network(
@@ -187,6 +191,7 @@ def map_network(
     num_chains: int = 8,
     powers: tuple[float, float] = (1.0, 1.0),
     perfect: bool = True,
+    mesh: Mesh | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Choice, Mapped]:
     """One mapping of every operation, least EDP (by default) of their sums; each runs `times` often.
@@ -208,6 +213,7 @@ def map_network(
         found = map_operations(
             jax.random.fold_in(key, i), nests, space, prices, jnp.asarray(weights, float), start=start, perfect=perfect,
             num_chains=num_chains, iterations=iterations, temperature=0.3 if before is None else 0.15, num_best=8,
+            mesh=mesh,
         )  # fmt: skip
         found.check(nests, space)
         choice = least_product(found.costs(), times, powers)

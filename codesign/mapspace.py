@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class Nest(NamedTuple):
 
     def operation(self) -> Operation:
         """The same for `hw.accesses.count`; every tap is on data."""
-        sizes = dict(zip(LOOPS, self.bounds, strict=True))
+        sizes: dict[str, Any] = dict(zip(LOOPS, self.bounds, strict=True))
         pass_ = next(p for p, operand in PASSES.items() if operand == OPERANDS[self.accumulated])
         return make_operation(**sizes, stride=self.stride, dilation=self.dilation, pass_=pass_)
 

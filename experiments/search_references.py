@@ -75,8 +75,8 @@ def prices_of(point: TimeloopPoint) -> FlatPrices:
 def nest_of(point: TimeloopPoint) -> Nest:
     """The layer of a point in plain numbers."""
     operation = point.case.operation
-    pairs = ((int(a), int(b)) for a, b in (operation.stride, operation.dilation))
-    return Nest(tuple(int(b) for b in operation.bounds), *pairs)
+    stride, dilation = ((int(a), int(b)) for a, b in (operation.stride, operation.dilation))
+    return Nest(tuple(int(b) for b in operation.bounds), stride, dilation)
 
 
 def search_timeloop(path: Path, seed: int = 0, limit: int | None = None) -> list[Row]:

@@ -88,11 +88,14 @@ def chip_of(point: ZigzagPoint) -> ZigzagChip:
     size = [memories.record(name).number("size") for name in names]
     precision = point.layer.record("operand_precision")
     return ZigzagChip(
-        *(jnp.asarray(x, jnp.int32 if x is fan else float) for x in (energy, fan, holds, size)),
-        jnp.asarray([precision.number(operand) for operand in WIRES], float),
-        jnp.asarray(precision.number("O_final"), float),
-        jnp.asarray(point.arch.record("operational_array").number("unit_energy"), float),
-        jnp.asarray(across, float),
+        energy=jnp.asarray(energy, float),
+        fan=jnp.asarray(fan),
+        holds=jnp.asarray(holds, float),
+        size=jnp.asarray(size, float),
+        bits=jnp.asarray([precision.number(operand) for operand in WIRES], float),
+        final_bits=jnp.asarray(precision.number("O_final"), float),
+        mac=jnp.asarray(point.arch.record("operational_array").number("unit_energy"), float),
+        across=jnp.asarray(across, float),
     )
 
 
