@@ -1,11 +1,11 @@
 """Pull-back of `hw.accesses.count`: from cotangents of counts to cotangents of tiling factors.
 
-Written by hand because autodiff of the counts compiles several times longer and runs a fraction as fast. Almost every
-count is a product of factors, so most of it adds up *shares*: the share of a value is its cotangent times the value; that
-of a product goes to each of its factors, and is divided by the factor only at the end.
+Written by hand because autodiff transposes every index to a padded array and every product to a chain of others. Almost
+every count is a product of factors, so most of it adds up *shares*: the share of a value is its cotangent times the
+value; that of a product goes to each of its factors, and is divided by the factor only at the end.
 
-Where autodiff would split a tie, the side of the smaller factor is taken: a tile that just reaches the bound still
-grows with its factors. Gates are flat at factors of one and of two. Away from ties it equals autodiff (a test).
+Gates are flat at factors of one and of two. Away from ties it equals autodiff (a test); docs/conventions.md says which
+side is taken at ties.
 """
 
 import operator

@@ -1,8 +1,8 @@
 """Words that enter the memory levels while a loop nest runs, per operand: the closed forms behind `hw.accesses.count`.
 
 All arrays have the batch, written B, as their last axis, of size one where a value is shared: vectors run over the
-batch, and the short axes of levels and loops are unrolled. Reductions over them, or a leading batch, run many times
-slower. The conventions are in docs/conventions.md.
+batch, and the short axes of levels and loops are unrolled, since a compiler vectorises neither reductions over eight
+loops nor a leading batch. The conventions are in docs/conventions.md.
 """
 
 import operator
