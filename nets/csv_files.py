@@ -53,6 +53,8 @@ def _read(path: Path) -> Examples:
         raise ValueError(f"{path}: expected a column 'label' in the header, got {', '.join(names)[:80]}; rename it")
     column = names.index("label") if has_header else 0
     body = rest if has_header else text
+    if not body.strip():  # of which loadtxt would warn
+        raise ValueError(f"{path}: expected rows with a label and pixels, got none; add them")
     try:
         table = np.loadtxt(body.splitlines(), delimiter=",", ndmin=2, comments=None)
     except ValueError as error:
