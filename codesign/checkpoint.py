@@ -1,7 +1,9 @@
 """Checkpoints of a run: the last two states, whole or absent, tied to the config that made them."""
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,17 +86,25 @@ class Checkpoints:
           step: step number.
           state: pytree of arrays, numbers and PRNG keys.
           note: JSON-like dict to keep beside it, small.
+
+        Raises:
+          OSError: it cannot be written, as where the disk is full; the checkpoints before it are as they were.
         """
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         # Orbax refuses arrays without elements; the template of `Checkpoint.state` supplies them.
         arrays = {jax.tree_util.keystr(path): _to_numpy(leaf) for path, leaf in leaves if np.size(leaf)}
         # First the metrics, so that no checkpoint knows of lines that a power cut could lose.
         full_note = {**rundir.plain(note or {}), _METRICS_BYTES: rundir.sync_metrics(self._directory)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), note=ocp.args.JsonSave(full_note)),
-            force=True,
-        )
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(arrays), note=ocp.args.JsonSave(full_note))
+        try:
+            with _silent_threads():
+                self._manager.save(step, args=saved, force=True)
+        except Exception as error:  # whatever orbax makes of a file that cannot be written
+            reason = str(error).partition("\n")[0][:200]
+            raise OSError(
+                f"the checkpoint of step {step} in {self._directory} cannot be written ({reason}); make room on the disk and "
+                f"go on with run --resume {self._directory}"
+            ) from error
 
     def resume(self) -> Checkpoint | None:
         """The latest readable checkpoint, with metrics.jsonl cut back to it; None, and no metrics, without one."""
@@ -126,6 +136,18 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Orbax's threads log what they raise, traceback and all, before it is raised here: once is enough."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -107,8 +107,5 @@ def survive(folder: Path, number: int, seed: int, tell: Callable[[str], None] = 
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="disk full within a checkpoint: tracebacks of orbax's threads stand above the line", strict=True
-)
 def test_fifty_accidents(tmp_path):
     survive(tmp_path, number=50, seed=0)

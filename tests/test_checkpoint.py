@@ -130,6 +130,31 @@ def test_killed_while_saving_leaves_the_checkpoint_before(tmp_path):
     assert not unfinished.exists()
 
 
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    import numpy as np
+    from codesign.checkpoint import Checkpoints
+
+    with Checkpoints(Path(sys.argv[1]), "f") as checkpoints:
+        checkpoints.save(1, np.ones(20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # stands in for a disk with 2000 bytes left
+        try:
+            checkpoints.save(2, np.random.rand(20_000))
+        except OSError as error:
+            print(error)
+"""
+
+
+def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
+    script = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)]
+    finished = subprocess.run(script, env=os.environ, capture_output=True, text=True)
+    assert finished.returncode == 0 and finished.stderr == ""  # no tracebacks of orbax's threads
+    assert len(finished.stdout.splitlines()) == 1 and "the checkpoint of step 2" in finished.stdout
+    with Checkpoints(tmp_path, "f") as checkpoints:
+        assert checkpoints.resume().step == 1
+
+
 def test_resume_without_checkpoint_starts_with_no_metrics(tmp_path):
     rundir.append_metrics(tmp_path, {"step": 1})
     with Checkpoints(tmp_path, "f") as checkpoints:
