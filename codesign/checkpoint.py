@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from codesign import rundir
 
 _FINGERPRINT = "config_fingerprint"
 _METRICS_BYTES = "metrics_bytes"
+_METADATA_BYTES = 2**16  # of a checkpoint beside its arrays, generously
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,30 @@ class Checkpoints:
         arrays = {jax.tree_util.keystr(path): _to_numpy(leaf) for path, leaf in leaves if np.size(leaf)}
         # First the metrics, so that no checkpoint knows of lines that a power cut could lose.
         full_note = {**rundir.plain(note or {}), _METRICS_BYTES: rundir.sync_metrics(self._directory)}
+        self._check_room(step, sum(array.nbytes for array in arrays.values()))
         saved = ocp.args.Composite(state=ocp.args.StandardSave(arrays), note=ocp.args.JsonSave(full_note))
         try:
             with _silent_threads():
                 self._manager.save(step, args=saved, force=True)
         except Exception as error:  # whatever orbax makes of a file that cannot be written
-            reason = str(error).partition("\n")[0][:200]
-            raise OSError(
-                f"the checkpoint of step {step} in {self._directory} cannot be written ({reason}); make room on the disk and "
-                f"go on with run --resume {self._directory}"
-            ) from error
+            raise self._unwritten(step, error) from error
+
+    def _check_room(self, step: int, num_bytes: int) -> None:
+        """Reserve what a checkpoint will take and let go of it: on a full disk orbax's threads die one by one, and noisily."""
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                os.posix_fallocate(file.fileno(), 0, num_bytes * 5 // 4 + _METADATA_BYTES)
+        except OSError as error:
+            raise self._unwritten(step, error) from error
+
+    def _unwritten(self, step: int, error: Exception) -> OSError:
+        reason = str(error).partition("\n")[0][:200]
+        return OSError(
+            f"the checkpoint of step {step} in {self._directory} cannot be written ({reason}); make room on the disk and go on "
+            f"with run --resume {self._directory}"
+        )
 
     def resume(self) -> Checkpoint | None:
         """The latest readable checkpoint, with metrics.jsonl cut back to it; None, and no metrics, without one."""

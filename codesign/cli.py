@@ -333,8 +333,16 @@ def _rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(key.replace("_", " "))
     for row in rows:
         cells = (row.get(key, "") for key in keys)
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+        table.add_row(*map(_cell, cells))
     return table
+
+
+def _cell(value: Any) -> str:
+    """A value as people read it."""
+    if isinstance(value, list | tuple):
+        is_nested = any(isinstance(entry, list | tuple) for entry in value)
+        return ("; " if is_nested else ", ").join(map(_cell, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _cost(command: CostCommand) -> None:
