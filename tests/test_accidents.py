@@ -70,9 +70,9 @@ def check_whole(directory: Path) -> None:
 
 
 def outcome(directory: Path) -> tuple[object, ...]:
-    """What a run wrote, without how long it took."""
+    """What a run wrote, without how long it took and where."""
     result = json.loads((directory / rundir.RESULT).read_text(encoding="utf-8"))
-    del result["seconds"]
+    del result["seconds"], result["config"]["out"]
     return result, rundir.read_metrics(directory), rundir.read_design(directory / rundir.DESIGN)
 
 
