@@ -200,7 +200,7 @@ def measure(dataset: Dataset, names: Sequence[str], seeds: int, epochs: int, ada
         data = [list(batches(dataset, BATCH, seed, epoch)) for epoch in range(epochs)]
         pretrained, pretrained_rest, _ = fit(forward, params, rest, dataset, epochs=epochs, seed=seed)
         task = make_personalisation(dataset, seed)
-        adaptation = [_halves(task.adaptation, seed, epoch) for epoch in range(adapt_epochs)]
+        adaptation = [halves(task.adaptation, seed, epoch) for epoch in range(adapt_epochs)]
         for name in names:
             start = (pretrained, pretrained_rest) if SCHEMES[name].frozen else (params, rest)
             state, history = trainers[name].train(*start, data, seed)
@@ -220,7 +220,7 @@ def measure(dataset: Dataset, names: Sequence[str], seeds: int, epochs: int, ada
     return rows
 
 
-def _halves(examples: Examples, seed: int, epoch: int) -> list[Examples]:
+def halves(examples: Examples, seed: int, epoch: int) -> list[Examples]:
     """The few examples of a writer in random order, in two batches."""
     order = np.random.default_rng((seed, epoch)).permutation(len(examples.labels))
     return [take(examples, half) for half in np.split(order[: len(order) // 2 * 2], 2)]

@@ -8,7 +8,7 @@ from codesign import Workload
 from experiments.systems.networks import alexnet
 from experiments.systems.record import Figure, System, between, exactly
 from experiments.systems.steps import trace_shapes
-from experiments.table_arithmetic import SCHEMES, Trainer, _halves
+from experiments.table_arithmetic import SCHEMES, Trainer, halves
 from experiments.table_silicon import Peak, measure_preset
 from hw.chips import PRESETS
 from hw.chips.preset import Mode
@@ -21,6 +21,8 @@ CHIP = PRESETS["low_bit_trainer"]
 TRAINED = {"fc8": ("fc8",), "fc6 to fc8": ("fc*",), "conv5 to fc8": ("conv5", "fc*"), "all": ("*",)}
 CHOSEN = "fc6 to fc8"
 FLOAT, SCALE_BITS = 32.0, 8.0
+BASELINES = {"float32": ("fp32", 32), "fixed 16-bit": ("fixed", 16)}
+SCHEME = "4 bits kept, convolutions frozen"
 
 
 def kept_bits(step: Workload, width: float, masks: bool) -> float:
@@ -76,10 +78,6 @@ def measure_system(quick: bool) -> System:
     )
 
 
-BASELINES = {"float32": ("fp32", 32), "fixed 16-bit": ("fixed", 16)}
-SCHEME = "4 bits kept, convolutions frozen"
-
-
 def _baseline(style: str, width: int, samples: int) -> Peak:
     mode = Mode(style, None, (width, width), "the same array with plain MACs")
     return measure_preset(dataclasses.replace(CHIP, modes={"plain": mode}), "plain", None, samples)
@@ -95,7 +93,7 @@ def personalise(seeds: int, epochs: int) -> dict[str, float]:
         forward, params, rest = split_model(model)
         params, rest, _ = fit(forward, params, rest, dataset, epochs=epochs, seed=seed)
         task = make_personalisation(dataset, seed)
-        adaptation = [_halves(task.adaptation, seed, epoch) for epoch in range(30)]
+        adaptation = [halves(task.adaptation, seed, epoch) for epoch in range(30)]
         for name, scheme in (("float32", SCHEMES["float32"]), (SCHEME, frozen)):
             trainer = Trainer(scheme, forward, 60, 0.002)
             state, _ = trainer.train(params, rest, adaptation, seed)

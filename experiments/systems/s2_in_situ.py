@@ -71,7 +71,7 @@ def weight_grad_utilisation(step: Workload, *, own: bool) -> float:
 
 def measure_system(quick: bool) -> System:
     """Headlines and ablations of the processor."""
-    samples, evaluations = (2, 64) if quick else (32, 100)
+    samples, evaluations = (2, 64) if quick else (32, 2000)
     steps = {name: {batch: workload(batch, **UPDATES[name]) for batch in (SMALL, LARGE)} for name in UPDATES}
     step = steps["with the unit"][LARGE]
     core = assign_passes(step.step, input_grad=1, weight_grad=2)

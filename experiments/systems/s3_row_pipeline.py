@@ -60,7 +60,7 @@ def place(step: Workload) -> tuple[jax.Array, np.ndarray]:
 
 def measure_system(quick: bool) -> System:
     """Headlines and ablations of the accelerator."""
-    samples, evaluations = (2, 64) if quick else (32, 100)
+    samples, evaluations = (2, 64) if quick else (32, 2000)
     frozen, whole = workload(("dense*",)), workload(("*",))
     bits, core = place(frozen)
 

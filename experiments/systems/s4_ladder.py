@@ -110,11 +110,11 @@ def direct_feedback_runs(workload: Workload) -> jnp.ndarray:
     error by inputs of the layer, as many times as all layers' inputs are larger than its own.
     """
     propagates = np.array([pass_ == "input_grad" for pass_ in workload.passes])
-    outputs = np.asarray(workload.step.tensor_elements)[np.asarray(workload.step.operand_tensor)[:, 1]]
+    inputs = np.asarray(workload.step.tensor_elements)[np.asarray(workload.step.operand_tensor)[:, 1]]
     runs = np.where(propagates, 0.0, 1.0)
     if propagates.any():
         top = int(np.argmax(propagates))
-        runs[top] = outputs[propagates].sum() / outputs[top]
+        runs[top] = inputs[propagates].sum() / inputs[top]
     return jnp.asarray(runs)
 
 
@@ -128,7 +128,7 @@ def split(cost: StepCost) -> dict[str, float]:
 
 def measure_system(quick: bool) -> System:
     """The ladder of both networks."""
-    samples, evaluations = (2, 64) if quick else (32, 100)
+    samples, evaluations = (2, 64) if quick else (32, 2000)
     ladder: dict[str, dict[str, float]] = {}
     figures: dict[str, Figure] = {}
     for name, net in nets(quick).items():

@@ -97,7 +97,7 @@ def chips(values: Values) -> dict[str, Chip]:
 def measure_system(quick: bool) -> System:
     """Headlines and ablations of HNPU."""
     dataset, epochs = load_dataset("digits"), 4 if quick else 30
-    samples, evaluations = (2, 64) if quick else (32, 100)
+    samples, evaluations = (2, 64) if quick else (32, 2000)
     moments, accuracy = train(dataset, "sdfxp_laps", epochs, LANES)
     _, reference = train(dataset, "float32", epochs)
     network = split_model(make_model("lenet", dataset.input_shape, dataset.num_classes))

@@ -7,7 +7,7 @@ import numpy as np
 from codesign.design import DEFAULT_VARIABLES, DesignSpace, physical_values
 from codesign.evaluation import Evaluated, evaluate
 from codesign.legalize import polish
-from codesign.uncertainty import sample_step
+from codesign.uncertainty import interval, sample_step
 from experiments.systems.networks import stereo_pair
 from experiments.systems.record import Figure, System, Values
 from experiments.systems.steps import trace_shapes
@@ -43,7 +43,7 @@ def design(sizes: Values, rounds: int, evaluations: int, *, rows: bool = True) -
 
 def measure_system(quick: bool) -> System:
     """The budget, and how much of the workload still fits it."""
-    rounds, evaluations = (1, 64) if quick else (8, 100)
+    rounds, evaluations = (1, 64) if quick else (8, 2000)
     nominal = {name: it.value for name, it in ASSUMED.items()}
     start, found, step = design(nominal, rounds=rounds, evaluations=evaluations)
     accesses = jax.tree.map(lambda x: x[:, 0], found.candidates.accesses)
@@ -60,8 +60,8 @@ def measure_system(quick: bool) -> System:
     return System(
         workload="two networks of six 3 x 3 layers without pooling, 160 x 120 pixels, 8 channels, 8 bits, 30 frames/s",
         figures={
-            "power": Figure(1e3 * float(found.cost.energy) / FRAME, *np.quantile(power, (0.05, 0.95)).tolist()),
-            "latency": Figure(1e3 * float(found.cost.latency), *np.quantile(latency, (0.05, 0.95)).tolist()),
+            "power": Figure(1e3 * float(found.cost.energy) / FRAME, *interval(power)),
+            "latency": Figure(1e3 * float(found.cost.latency), *interval(latency)),
         },
         ablation={name: _row(each) for name, each in rows.items()},
         assumptions=ASSUMED,
