@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -193,8 +194,8 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: _plain(function) for name, function in _PLAIN.items()},
-    "Max": lambda attributes, *xs: xs[0] if len(xs) == 1 else jnp.maximum(*xs),
-    "Min": lambda attributes, *xs: xs[0] if len(xs) == 1 else jnp.minimum(*xs),
+    "Max": lambda attributes, *xs: functools.reduce(jnp.maximum, xs),
+    "Min": lambda attributes, *xs: functools.reduce(jnp.minimum, xs),
     "LeakyRelu": lambda attributes, x: jax.nn.leaky_relu(x, attributes.get("alpha", 0.01)),
     "Elu": lambda attributes, x: jax.nn.elu(x, attributes.get("alpha", 1.0)),
     "HardSigmoid": lambda a, x: jnp.clip(a.get("alpha", 0.2) * x + a.get("beta", 0.5), 0.0, 1.0),

@@ -87,10 +87,10 @@ def _path(name: str) -> str:
 
 def _with_dequantised(stored: dict[str, np.ndarray], nodes: Sequence[_Node]) -> list[_Node]:
     """Nodes that dequantise stored integers are evaluated here: what they make are weights, and added to `stored`."""
-    left = []
+    left, integers = [], dict(stored)  # several nodes may dequantise the same integers
     for node in nodes:
-        if node.op == "DequantizeLinear" and all(name in stored for name in node.inputs):
-            values = OPERATORS[node.op](node.attributes, *(stored[name] for name in node.inputs))
+        if node.op == "DequantizeLinear" and all(name in integers for name in node.inputs):
+            values = OPERATORS[node.op](node.attributes, *(integers[name] for name in node.inputs))
             stored[node.inputs[0]] = np.asarray(values)
             left.append(_Node(node.name, "Identity", node.inputs[:1], node.outputs, {}))
         else:

@@ -136,3 +136,20 @@ def test_no_damage_to_a_file_is_a_traceback(tmp_path):
     assert refused >= 20
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_onnx(tmp_path / "none.onnx")
+
+
+def test_integers_that_two_nodes_dequantise_are_read_once(tmp_path):
+    """Weights used twice: both products take 2 * integers, not one of them 4 * integers."""
+    nodes = [
+        ("DequantizeLinear", ["weights", "scale", "zero"], ["a"], {}),
+        ("DequantizeLinear", ["weights", "scale", "zero"], ["b"], {}),
+        ("MatMul", ["x", "a"], ["h"], {}),
+        ("MatMul", ["h", "b"], ["y"], {}),
+    ]
+    integers = np.int8([[1, -2], [3, 0]])
+    tensors = {"weights": integers, "scale": np.float32(2), "zero": np.int8(0)}
+    write_onnx(make_model(nodes, (2,), tensors, rank=2), tmp_path / "twice.onnx")
+    read = read_onnx(tmp_path / "twice.onnx")
+    np.testing.assert_array_equal(
+        read.fn(read.params, np.float32([[1, 1]]))[0], [[1, 1]] @ (2 * integers) @ (2 * integers)
+    )
