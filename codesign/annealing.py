@@ -277,12 +277,9 @@ def anneal(
     def moved(key: jax.Array, genomes: Genome, num_moves: jax.Array) -> Genome:
         def move(i, genomes):
             proposed = _propose(jax.random.fold_in(key, i), genomes, bounds, tables, freedom)
-            return replace(i < num_moves, proposed, genomes)
+            return _chosen(i < num_moves, proposed, genomes)
 
         return jax.lax.fori_loop(0, 2, move, genomes)
-
-    def replace(better: jax.Array, new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(better, range(a.ndim - 1)), a, b), new, old)
 
     def advance(i: jax.Array, chains: Chains) -> Chains:
         move_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
@@ -295,17 +292,25 @@ def anneal(
         accept = scores <= chains.scores + cooled * luck
         better = scores < chains.best_scores
         return Chains(
-            replace(accept, proposed, chains.genomes),
+            _chosen(accept, proposed, chains.genomes),
             jnp.where(accept, scores, chains.scores),
-            replace(better, proposed, chains.best),
+            _chosen(better, proposed, chains.best),
             jnp.where(better, scores, chains.best_scores),
-            replace(better, kept, chains.kept),
+            _chosen(better, kept, chains.kept),
         )
 
-    shapes = jax.eval_shape(scored, start)
-    unscored = jnp.full(shapes[0].shape, jnp.inf, shapes[0].dtype)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1])
-    return jax.lax.fori_loop(0, iterations, advance, Chains(start, unscored, start, unscored, nothing))
+    return jax.lax.fori_loop(0, iterations, advance, _unscored(start, *jax.eval_shape(scored, start)))
+
+
+def _unscored(start: Genome, scores: jax.ShapeDtypeStruct, kept: Any) -> Chains:
+    """Chains that any score improves; of `scores` and `kept` the shapes are taken."""
+    worst = jnp.full(scores.shape, jnp.inf, scores.dtype)
+    return Chains(start, worst, start, worst, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept))
+
+
+def _chosen(chosen: jax.Array, new: Any, old: Any) -> Any:
+    """Trees of `new` for the chosen chains (B,), else of `old`; the last axis of every leaf is B."""
+    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(chosen, range(a.ndim - 1)), a, b), new, old)
 
 
 def to_chains(tree: Any, num_chains: int) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hw.arithmetic import FLOAT_STYLES
 from hw.chip import Chip
 from hw.chips import CHIPS, PRESETS, Preset
 from hw.technology import unknown
@@ -18,8 +19,7 @@ SWITCHES = {
     "fusion": "bricks that join for wider operands",
     "serial": "one operand bit by bit",
     "lut": "look-up tables, one operand bit by bit",
-    "fp8": "floating point",
-    "fp16": "floating point",
+    **dict.fromkeys(FLOAT_STYLES, "floating point"),
 }
 
 
