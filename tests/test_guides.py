@@ -45,6 +45,15 @@ def test_own_data(run_guide):
     assert output == "48 4 4\n"  # six users of eight samples train; of the other's eight two of each class adapt
 
 
+@pytest.mark.slow
+def test_own_model(run_guide):
+    told, output = run_guide("own-model.md")
+    assert "depthwise" in told and "weight_grad" in told
+    assert "000-hidden-forward.yaml 6144" in output  # 16 samples, 12 inputs, 32 outputs
+    costed = re.findall(r"^(.*): [\d.e-]+ µJ, [\d.e-]+ µs$", output, re.MULTILINE)
+    assert costed == ["depthwise, pointwise, dense", "Conv_0, Dense_0", "hidden, out", "layers, layers_2, layers_3"]
+
+
 def test_exchange(run_guide):
     """Its commands want a finished run or files of others: they run in the tests of each format."""
     pytest.importorskip("onnx", reason="needs the extra 'exchange'")

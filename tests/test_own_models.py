@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 
-from codesign import cli, evaluate_chip, trace
+from codesign import evaluate_chip, trace
 from hw.chips import CHIPS
 from nets import LayerRule, PrecisionRules, init_precision, quantize
 from nets.rules import FLOAT
@@ -268,31 +266,3 @@ def test_steps_of_a_scan_are_layers(library):
     assert set(trace(case.fn, case.params, *case.args).names) == set(names)
     precision, _ = init_precision(case.fn, PrecisionRules({"*": LayerRule()}), case.params, *case.args)
     assert precision.names == names
-
-
-@pytest.mark.slow
-def test_the_guide_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
-    """The first block is the file it names; the command and the other blocks follow it."""
-    guide = (Path(__file__).parent.parent / "docs" / "own-model.md").read_text(encoding="utf-8")
-    module, *blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
-    (command,) = re.findall(r"^```\npython -m codesign (.*?)\n```$", guide, re.MULTILINE)
-    (tmp_path / module.splitlines()[0].removeprefix("# ")).write_text(module, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-
-    assert cli.main(command.split()) == 0
-    table = capsys.readouterr().out
-    assert "depthwise" in table and "weight_grad" in table
-
-    namespace = {"__name__": "guide"}
-    for block in blocks:
-        exec(compile(block, "own-model.md", "exec"), namespace)
-    output = capsys.readouterr().out
-    assert "000-hidden-forward.yaml 6144" in output  # 16 samples, 12 inputs, 32 outputs
-    costed = re.findall(r"^(.*): [\d.e-]+ µJ, [\d.e-]+ µs$", output, re.MULTILINE)
-    assert costed == [
-        "depthwise, pointwise, dense",
-        "Conv_0, Dense_0",
-        "hidden, out",
-        "layers, layers_2, layers_3",
-    ]
