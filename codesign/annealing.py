@@ -112,9 +112,9 @@ def make_tables(operations: Operation, perfect: bool = False) -> Tables:
     The latter waste little; `perfect` leaves them out.
     """
     bounds = np.asarray(operations.bounds).astype(int)
-    values = np.ones((*bounds.shape, _TABLE_SIZE), np.float32)
+    values = np.ones((*bounds.shape, _TABLE_SIZE), operations.bounds.dtype)
     num_values = np.ones(bounds.shape, np.int32)
-    primes = np.full((*bounds.shape, 3), 2.0, np.float32)
+    primes = np.full((*bounds.shape, 3), 2.0, operations.bounds.dtype)
     for index, bound in np.ndenumerate(bounds):
         divisors = [d for d in range(1, bound + 1) if bound % d == 0] if bound < 100_000 else [1, bound]
         ceilings = [] if perfect else sorted({-(-bound // k) for k in range(1, 65)} - set(divisors))
@@ -183,7 +183,7 @@ def _propose(key: jax.Array, genome: Genome, bounds: jax.Array, tables: Tables, 
         return (bits[i] % jnp.asarray(n, jnp.uint32)).astype(jnp.int32)
 
     def at(mask: jax.Array, values: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(mask, values, 0), axis=tuple(range(values.ndim - 1)))
+        return jnp.sum(jnp.where(mask, values, 0), axis=tuple(range(values.ndim - 1)), dtype=values.dtype)
 
     # Loops of one iteration, or of no slot, cannot move: draw among the others.
     can_move = (bounds > 1) & (freedom.num_places > 0)[:, None]
