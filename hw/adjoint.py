@@ -369,8 +369,8 @@ def _pull_tile(
 ) -> jax.Array:
     """Shares (L, 4, B) of the sliding loops' tile: through the number of tiles, whole and mean extents, and as the tile
     below others."""
-    steps = jnp.concatenate([jnp.broadcast_to(x, nest.stride.shape) for x in (nest.stride, nest.dilation)])[None]
-    whole = box_extent(window.tile[:, :2], window.tile[:, 2:], nest.stride[None], nest.dilation[None])
+    steps = nest.offset[None]
+    whole = box_extent(window.tile[:, :2], window.tile[:, 2:], steps[:, :2], steps[:, 2:])
     of_extents = jnp.concatenate([given.extents, given.extents], axis=1)
     partner = jnp.concatenate([given.reach[:, 2:], given.reach[:, :2]], axis=1)
     _, pull = jax.vjp(lambda *x: touched_inputs(nest, *x), window.mean, window.below)

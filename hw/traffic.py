@@ -57,7 +57,8 @@ class Nest(NamedTuple):
 
     Attributes:
       bounds: (8, B).
-      stride, dilation: along width and height, (2, B).
+      offset: inputs between the windows of neighbouring iterations of each sliding loop: strides along width and
+        height, then dilations, (4, B).
       keep: (L, 3, B).
       rank: of each loop within its level, 0 = innermost, (L, 8, B).
       temporal, fan_out: factors, (L, 8, B).
@@ -68,8 +69,7 @@ class Nest(NamedTuple):
     """
 
     bounds: jax.Array
-    stride: jax.Array
-    dilation: jax.Array
+    offset: jax.Array
     keep: jax.Array
     rank: jax.Array
     temporal: jax.Array
@@ -87,7 +87,7 @@ class Nest(NamedTuple):
     @property
     def window_step(self) -> jax.Array:
         """Inputs that one iteration of each sliding loop moves the window by, (L, 4, B)."""
-        return jnp.concatenate([self.stride, self.dilation])[None] * pick(self.step, SLIDING)
+        return self.offset[None] * pick(self.step, SLIDING)
 
 
 class Sweep(NamedTuple):
@@ -222,8 +222,7 @@ def _make_nest(operation: Operation, mapping: Mapping) -> Nest:
         fan_out_above.insert(0, fan_out_above[0] * fan_out[l])
     return Nest(
         bounds=pick(operation.bounds, FROM_LOOPS),
-        stride=operation.stride,
-        dilation=operation.dilation,
+        offset=jnp.concatenate([operation.stride, operation.dilation]),
         keep=mapping.keep,
         rank=pick(mapping.order, FROM_LOOPS),
         temporal=temporal,
@@ -272,7 +271,7 @@ def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
     number = tiles_along(bounds, tile)
     mean = bounds / number
     extent = box_extent if conventions.gaps else distinct_offsets
-    steps = nest.stride[None], nest.dilation[None]
+    steps = nest.offset[None, :2], nest.offset[None, 2:]
     extents, whole = extent(mean[:, :2], mean[:, 2:], *steps), extent(tile[:, :2], tile[:, 2:], *steps)
     box = extents[:, 0] * extents[:, 1]
     below = [jnp.ones_like(tile[0])]
@@ -301,7 +300,7 @@ def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
 def touched_inputs(nest: Nest, tile: jax.Array, below: jax.Array) -> jax.Array:
     """Inputs of tiles that the tiles below them reach, (L, 4, B) twice -> (L, B)."""
     touched = touched_extent(
-        tile[:, :2], tile[:, 2:], below[:, :2], below[:, 2:], nest.stride[None], nest.dilation[None]
+        tile[:, :2], tile[:, 2:], below[:, :2], below[:, 2:], nest.offset[None, :2], nest.offset[None, 2:]
     )
     return touched[:, 0] * touched[:, 1]
 
@@ -383,7 +382,7 @@ def distinct_windows(nest: Nest, fan_out: jax.Array, branch: jax.Array, number_b
     """
     bounds = pick(nest.bounds, SLIDING)[None]
     busy = number_below / tiles_along(bounds, jnp.minimum(branch * fan_out, bounds))
-    steps = nest.stride[None] * branch[:, :2], nest.dilation[None] * branch[:, 2:]
+    steps = nest.offset[None, :2] * branch[:, :2], nest.offset[None, 2:] * branch[:, 2:]
     different = distinct_offsets(busy[:, :2], busy[:, 2:], *steps)
     return different[:, 0] * different[:, 1] * over(fan_out / busy, range(4))
 
