@@ -16,6 +16,8 @@ from hw.traffic import count_traffic
 from tests.oracle.loop_nest import Nest, entering, execute
 
 LEVELS = 3
+PIECE = 2048
+"""Mappings counted at a time: all nests of one number of levels share a compilation."""
 
 # Small enough to run all their mappings: bounds, and stride or dilation along (width, height).
 NESTS = {
@@ -91,12 +93,26 @@ def as_mapping(nests: list[Nest]) -> Mapping:
     return Mapping(temporal, spatial, order, keep.swapaxes(1, 2))
 
 
+@jax.jit
+def count_piece(operation, mappings):
+    return jax.vmap(count, in_axes=(None, 0))(operation, mappings)
+
+
+def count_all(operation, mappings: Mapping):
+    """Counts of stacked mappings, as numpy arrays."""
+    number = len(mappings.order)
+    pieces = []
+    for start in range(0, number, PIECE):
+        rows = np.arange(start, start + PIECE) % number
+        pieces.append(count_piece(operation, jax.tree.map(lambda x, rows=rows: x[rows], mappings)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *pieces)
+
+
 def check_all_mappings(bounds, window):
     nests = list(all_mappings(bounds, **window))
     mappings = as_mapping(nests)
-    counts = jax.jit(jax.vmap(count, in_axes=(None, 0)))
     for pass_, summed in PASSES.items():
-        counted = counts(make_operation(**bounds, **window, pass_=pass_), mappings)
+        counted = count_all(make_operation(**bounds, **window, pass_=pass_), mappings)
         words = np.stack([counted.reads, counted.fills, counted.updates], axis=-1)
         for o, operand in enumerate(OPERANDS):
             expected = np.array([execute(nest, operand, operand == summed) for nest in nests])
@@ -147,7 +163,7 @@ def test_counts_of_uneven_factors_equal_the_executed_nest(x64, name):
     nests = list(uneven_mappings(bounds, **window))
     nests = [nests[i] for i in np.random.default_rng(0).permutation(len(nests))[:2000]]
     operation, mappings = make_operation(**bounds, **window), as_mapping(nests)
-    counted = jax.jit(jax.vmap(count, in_axes=(None, 0)))(operation, mappings)
+    counted = count_all(operation, mappings)
     words = counted.entering * counted.instances[:, :, None]
     tiles = np.minimum(mappings.tiles(), operation.bounds)[..., [LOOPS.index("P"), LOOPS.index("R")]]
     whole = np.array([bounds.get("P", 1), bounds.get("R", 1)])
@@ -159,8 +175,8 @@ def test_counts_of_uneven_factors_equal_the_executed_nest(x64, name):
         np.testing.assert_allclose(words[:, :, o][exact], expected[exact], rtol=1e-12, err_msg=operand)
     assert is_exact.mean() > 0.4
     for pass_ in PASSES:
-        counted = jax.jit(jax.vmap(count, in_axes=(None, 0)))(make_operation(**bounds, **window, pass_=pass_), mappings)
-        assert min(float(jnp.min(words)) for words in (counted.reads, counted.fills, counted.updates)) > -1e-9
+        counted = count_all(make_operation(**bounds, **window, pass_=pass_), mappings)
+        assert min(float(np.min(words)) for words in (counted.reads, counted.fills, counted.updates)) > -1e-9
 
 
 def test_idle_branches_of_the_last_pass_want_no_inputs():
@@ -173,7 +189,7 @@ def test_idle_branches_of_the_last_pass_want_no_inputs():
 def test_read_inputs_with_stride_and_dilation(x64):
     bounds, window = {"K": 2, "P": 4, "R": 2}, {"stride": (2, 1), "dilation": (3, 1)}
     nests = list(all_mappings(bounds, **window))
-    counted = jax.jit(jax.vmap(count, in_axes=(None, 0)))(make_operation(**bounds, **window), as_mapping(nests))
+    counted = count_all(make_operation(**bounds, **window), as_mapping(nests))
     expected = np.array([execute(nest, "inputs", False) for nest in nests])
     np.testing.assert_array_equal(np.stack([counted.reads, counted.fills], -1)[:, :, 1], expected[..., :2])
 
@@ -337,7 +353,7 @@ def test_counts_are_continuous_from_one_to_three(x64, pass_, stride, dilation):
         np.tile(base.order, (len(slots) * len(points), 1, 1)),
         np.tile(base.keep, (len(slots) * len(points), 1, 1)),
     )
-    accesses = jax.jit(jax.vmap(count, in_axes=(None, 0)))(operation, flat)
+    accesses = count_all(operation, flat)
     for name in COUNTS:
         values = np.asarray(getattr(accesses, name)).reshape(len(slots), 3, len(grid), -1)
         before, at, after = values.swapaxes(0, 1)
@@ -350,6 +366,12 @@ def sum_of(counted, operation, mapping, weights):
     return sum(jnp.sum(w * x) for w, x in zip(weights, jax.tree.leaves(accesses), strict=True))
 
 
+@jax.jit
+def log_counts(operation, order, keep, temporal, spatial):
+    accesses = count(operation, Mapping(temporal, spatial, order, keep))
+    return jnp.stack([jnp.sum(jnp.log1p(getattr(accesses, name))) for name in COUNTS])
+
+
 @pytest.mark.parametrize("pass_", PASSES)
 def test_gradients(x64, pass_):
     """Reverse mode against finite differences at random real factors, away from kinks."""
@@ -358,12 +380,14 @@ def test_gradients(x64, pass_):
     operation = make_operation(**sizes, stride=(2, 1), pass_=pass_)
     mapping = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), mappings)
 
-    @jax.jit
-    def log_counts(temporal, spatial):
-        accesses = count(operation, Mapping(temporal, spatial, mapping.order, mapping.keep))
-        return jnp.stack([jnp.sum(jnp.log1p(getattr(accesses, name))) for name in COUNTS])
-
-    check_grads(log_counts, (mapping.temporal, mapping.spatial), order=1, modes=("rev",), eps=1e-6, rtol=1e-5)
+    check_grads(
+        partial(log_counts, operation, mapping.order, mapping.keep),
+        (mapping.temporal, mapping.spatial),
+        order=1,
+        modes=("rev",),
+        eps=1e-6,
+        rtol=1e-5,
+    )
 
 
 def test_the_adjoint_equals_autodiff(x64):
@@ -384,7 +408,7 @@ def test_the_adjoint_equals_autodiff(x64):
     windows = ({}, {"stride": (2, 1)}, {"dilation": (1, 2)})
     for window, pass_ in product(windows, PASSES):
         operation = make_operation(G=9, N=9, K=9, C=9, P=40, Q=50, R=4, S=3, **window, pass_=pass_)
-        accesses = jax.vmap(count, in_axes=(None, 0))(operation, mappings)
+        accesses = count_piece(operation, mappings)
         # Relative to the words that pass, so that no count outweighs another.
         scale = 1.0 + accesses.entering.max(axis=(1, 2))
         weights = [
@@ -420,7 +444,7 @@ def test_large_layers_in_float32():
     def words(dtype):
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype if x.dtype.kind == "f" else None), mappings)
         operation = jax.tree.map(lambda x: x.astype(dtype), make_operation(**sizes))
-        accesses = jax.jit(jax.vmap(count, in_axes=(None, 0)))(operation, cast)
+        accesses = count_piece(operation, cast)
         moved = (accesses.reads + accesses.fills + accesses.updates) * accesses.instances[:, :, None]
         return [np.asarray(leaf, np.float64) for leaf in (*jax.tree.leaves(accesses), moved.sum((1, 2)))]
 

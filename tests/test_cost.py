@@ -1,6 +1,7 @@
 """Prices of counted accesses: by hand, invariants, gradients, transformations, explanations."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -192,9 +193,9 @@ def test_gradients_in_chip_bits_density_and_residency(style, pass_, x64):
     check_grads(logarithms, arguments, order=1, modes=["rev"], rtol=1e-4, atol=1e-5)
 
 
-def random_designs(num):
+def random_designs(num, seed=0):
     """Random chips, mappings that cover the convolution (and may not fit), bits, densities; with a leading axis."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     chip = make_chip()
 
     def around(array, decades):
@@ -231,20 +232,24 @@ def random_designs(num):
     return chips, mappings, bits, jnp.asarray(random.uniform(0.0, 1.0, (num, 2)), jnp.float32)
 
 
-def test_gradients_of_random_designs_are_finite():
+@pytest.mark.parametrize("pieces", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_gradients_of_random_designs_are_finite(pieces):
+    """10 000 designs a piece, most of which do not fit."""
     operation = convolution()
-    designs = random_designs(10_000)
 
-    def objective(chip, bits, density, mapping):
+    @jax.jit
+    @jax.vmap
+    @partial(jax.value_and_grad, argnums=(0, 1, 2))
+    def gradients(chip, bits, density, mapping):
         result = evaluate(chip, operation, mapping, bits, density)
         leakage = chip.leakage_power() * result.latency
         metrics = jnp.stack([result.energy + leakage, result.latency, chip.area().total])
         return jnp.log(metrics).sum() + jnp.log1p(result.violation).sum()
 
-    chips, mappings, bits, density = designs
-    gradient = jax.jit(jax.vmap(jax.value_and_grad(objective, argnums=(0, 1, 2))))(chips, bits, density, mappings)
-    for path, leaf in jax.tree.leaves_with_path(gradient):
-        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+    for seed in range(pieces):
+        chips, mappings, bits, density = random_designs(10_000, seed)
+        for path, leaf in jax.tree.leaves_with_path(gradients(chips, bits, density, mappings)):
+            assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
 def test_transformations_agree():
@@ -255,9 +260,10 @@ def test_transformations_agree():
         return evaluate(chip, operation, mapping, bits, density)
 
     batched = jax.jit(jax.vmap(one))(chips, mappings, bits, density)
+    compiled = jax.jit(one)
     for i in range(3):
         single = jax.tree.map(lambda leaf, i=i: leaf[i], (chips, mappings, bits, density))
-        for way in (jax.jit(one), one) if i == 0 else (jax.jit(one),):
+        for way in (compiled, one) if i == 0 else (compiled,):
             for leaf, expected in zip(jax.tree.leaves(batched), jax.tree.leaves(way(*single)), strict=True):
                 np.testing.assert_allclose(leaf[i], expected, rtol=2e-5, atol=1e-30)
 
