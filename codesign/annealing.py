@@ -137,13 +137,13 @@ def to_mapping(genome: Genome, bounds: jax.Array, slots: Slots) -> Mapping:
     return Mapping(jnp.stack(temporal), jnp.stack([jnp.stack(axes) for axes in spatial]), genome.order, keep)
 
 
-def to_genome(mapping: Mapping, slots: Slots) -> Genome:
+def _to_genome(mapping: Mapping, slots: Slots) -> Genome:
     """Inverse of `to_mapping`, for warm starts."""
     factors = [mapping.temporal[level] if axis < 0 else mapping.spatial[level, axis] for level, axis in slots.places]
     return Genome(jnp.stack(factors), mapping.order, mapping.keep[:-1])
 
 
-def fit_array(genomes: Genome, fanout: jax.Array, slots: Slots) -> Genome:
+def _fit_array(genomes: Genome, fanout: jax.Array, slots: Slots) -> Genome:
     """Genomes whose spatial factors fit a fan-out (L, 2): the largest of an axis gives way.
 
     A warm start from a chip with a row more would otherwise start from nothing that fits.
@@ -231,7 +231,7 @@ The third argument is what a chain has of its own. Lower is better; `ILLEGAL` an
 """
 
 
-class Chains(NamedTuple):
+class _Chains(NamedTuple):
     """State of all chains; the last axis is B. `kept` is what `Evaluate` returned beside the score of the best."""
 
     genomes: Genome
@@ -241,7 +241,7 @@ class Chains(NamedTuple):
     kept: Any
 
 
-def anneal(
+def _anneal(
     key: jax.Array,
     evaluate: Evaluate,
     operations: Operation,
@@ -252,7 +252,7 @@ def anneal(
     iterations: int | jax.Array,
     temperature: float | jax.Array,
     slots: Slots,
-) -> Chains:
+) -> _Chains:
     """Anneal all chains from `start`, which is scored in the first iteration.
 
     Args:
@@ -281,7 +281,7 @@ def anneal(
 
         return jax.lax.fori_loop(0, 2, move, genomes)
 
-    def advance(i: jax.Array, chains: Chains) -> Chains:
+    def advance(i: jax.Array, chains: _Chains) -> _Chains:
         move_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
         # Every other chain makes two moves at once, so that compound moves (shrink here, grow there) can pass.
         num_moves = jnp.where(i == 0, 0, 1 + (jnp.arange(num, dtype=jnp.int32) + i) % 2)
@@ -291,7 +291,7 @@ def anneal(
         luck = -jnp.log(jax.random.uniform(accept_key, (num,), scores.dtype, minval=1e-6))
         accept = scores <= chains.scores + cooled * luck
         better = scores < chains.best_scores
-        return Chains(
+        return _Chains(
             _chosen(accept, proposed, chains.genomes),
             jnp.where(accept, scores, chains.scores),
             _chosen(better, proposed, chains.best),
@@ -302,10 +302,10 @@ def anneal(
     return jax.lax.fori_loop(0, iterations, advance, _unscored(start, *jax.eval_shape(scored, start)))
 
 
-def _unscored(start: Genome, scores: jax.ShapeDtypeStruct, kept: Any) -> Chains:
+def _unscored(start: Genome, scores: jax.ShapeDtypeStruct, kept: Any) -> _Chains:
     """Chains that any score improves; of `scores` and `kept` the shapes are taken."""
     worst = jnp.full(scores.shape, jnp.inf, scores.dtype)
-    return Chains(start, worst, start, worst, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept))
+    return _Chains(start, worst, start, worst, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept))
 
 
 def _chosen(chosen: jax.Array, new: Any, old: Any) -> Any:
@@ -313,21 +313,66 @@ def _chosen(chosen: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(chosen, range(a.ndim - 1)), a, b), new, old)
 
 
-def to_chains(tree: Any, num_chains: int) -> Any:
+def misfit_penalty(misfit: jax.Array) -> jax.Array:
+    """What a mapping that does not fit pays on its score, growing with the misfit; 0 where it fits."""
+    return jnp.where(misfit > 0, ILLEGAL + jnp.log1p(misfit), 0.0)
+
+
+def search_from(
+    starts: Mapping,
+    key: jax.Array,
+    evaluate: Evaluate,
+    operations: Operation,
+    own: Any,
+    tables: Tables,
+    freedom: Freedom,
+    iterations: int | jax.Array,
+    temperature: float | jax.Array,
+    slots: Slots,
+    num_best: int,
+    *,
+    fanout: jax.Array | None = None,
+    spread: Callable[[Any], Any] = lambda tree: tree,
+) -> Any:
+    """Anneal chains of n operations from their starts, and keep the best.
+
+    Args:
+      starts: mappings (n, chains) of `make_starts`.
+      operations, own, tables: of each operation, leading axis n.
+      fanout: of the array that starts are cut down to, (L, 2); None leaves them as they are.
+      spread: places what the chains begin with on devices.
+      key, evaluate, freedom, iterations, temperature, slots: as for `_anneal`.
+      num_best: mappings of each operation to return.
+
+    Returns:
+      (scores, mappings, what `evaluate` keeps), (n, num_best, ...) each, best first.
+    """
+    num, num_chains = starts.temporal.shape[:2]
+    operations, own, tables = _to_chains((operations, own, tables), num_chains)
+    genomes = _to_genome(jax.tree.map(_flat_chains, starts), slots)
+    if fanout is not None:
+        genomes = _fit_array(genomes, fanout, slots)
+    operations, own, tables, genomes = spread((operations, own, tables, genomes))
+    chains = _anneal(key, evaluate, operations, own, tables, freedom, genomes, iterations, temperature, slots)
+    mappings = to_mapping(chains.best, operations.bounds, slots)
+    return _best_of_chains(num, num_best, chains.best_scores, mappings, chains.kept)
+
+
+def _to_chains(tree: Any, num_chains: int) -> Any:
     """What each operation has (n, ...), repeated for its chains: (..., n * num_chains)."""
 
     def repeat(x: jax.Array) -> jax.Array:
-        return flat_chains(jnp.broadcast_to(x[:, None], (x.shape[0], num_chains, *x.shape[1:])))
+        return _flat_chains(jnp.broadcast_to(x[:, None], (x.shape[0], num_chains, *x.shape[1:])))
 
     return jax.tree.map(repeat, tree)
 
 
-def flat_chains(x: jax.Array) -> jax.Array:
+def _flat_chains(x: jax.Array) -> jax.Array:
     """(n, chains, ...) -> (..., n * chains)."""
     return jnp.moveaxis(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), 0, -1)
 
 
-def best_of_chains(num_operations: int, num_best: int, scores: jax.Array, *trees: Any) -> Any:
+def _best_of_chains(num_operations: int, num_best: int, scores: jax.Array, *trees: Any) -> Any:
     """The `num_best` lowest distinct scores of each operation and what belongs to them: (..., B) -> (n, num_best, ...)."""
 
     def of_operations(x: jax.Array) -> jax.Array:

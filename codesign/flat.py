@@ -20,16 +20,11 @@ from codesign.annealing import (
     Freedom,
     Slots,
     Tables,
-    anneal,
-    best_of_chains,
-    fit_array,
-    flat_chains,
     make_freedom,
     make_starts,
     make_tables,
-    to_chains,
-    to_genome,
-    to_mapping,
+    misfit_penalty,
+    search_from,
 )
 from codesign.anytime import Effort, Progress, keep_searching
 from codesign.lagrangian import Choice, least_product
@@ -167,15 +162,12 @@ def _search(
         misfit = jnp.sum(jax.nn.relu(used - 1.0), axis=0) + jnp.sum(jax.nn.relu(fans - 1.0), axis=(0, 1))
         weighed = jnp.log(jnp.sum(weights * jnp.stack([energy, cycles]), axis=0))
         scores = jnp.where(jnp.sum(weights, axis=0) > 0, weighed, jnp.log(energy) + jnp.log(cycles))
-        return scores + jnp.where(misfit > 0, ILLEGAL + jnp.log1p(misfit), 0.0), (energy, cycles)
+        return scores + misfit_penalty(misfit), (energy, cycles)
 
-    num, num_chains = starts.temporal.shape[:2]
-    operations, weights, tables = to_chains((operations, weights, tables), num_chains)
-    genomes = fit_array(to_genome(jax.tree.map(flat_chains, starts), slots), fanout, slots)
-    operations, weights, tables, genomes = spread((operations, weights, tables, genomes), mesh)
-    chains = anneal(key, evaluate, operations, weights, tables, freedom, genomes, iterations, temperature, slots)
-    mappings = to_mapping(chains.best, operations.bounds, slots)
-    scores, mappings, (energy, cycles) = best_of_chains(num, num_best, chains.best_scores, mappings, chains.kept)
+    scores, mappings, (energy, cycles) = search_from(
+        starts, key, evaluate, operations, weights, tables, freedom, iterations, temperature, slots, num_best,
+        fanout=fanout, spread=functools.partial(spread, mesh=mesh),
+    )  # fmt: skip
     return gathered(Mapped(mappings, scores, energy, cycles), mesh)
 
 

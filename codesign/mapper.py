@@ -12,20 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from codesign.annealing import (
-    ILLEGAL,
     Freedom,
     Slots,
     Tables,
-    anneal,
-    best_of_chains,
-    fit_array,
-    flat_chains,
     make_freedom,
     make_starts,
     make_tables,
-    to_chains,
-    to_genome,
-    to_mapping,
+    misfit_penalty,
+    search_from,
 )
 from hw.accesses import Accesses, count_batch
 from hw.chip import Chip
@@ -50,9 +44,7 @@ def score(cost: Cost, prices: jax.Array) -> jax.Array:
     A network's EDP (sum of energies times sum of latencies) is minimised operation by operation with
     prices = (1 / total energy, 1 / total latency): the linearisation of its logarithm.
     """
-    violation = jnp.sum(cost.violation)
-    penalty = jnp.where(violation > 0, ILLEGAL + jnp.log1p(violation), 0.0)
-    return jnp.log(prices[0] * cost.energy + prices[1] * cost.latency) + penalty
+    return jnp.log(prices[0] * cost.energy + prices[1] * cost.latency) + misfit_penalty(jnp.sum(cost.violation))
 
 
 type Objective = Callable[[Cost, jax.Array], jax.Array]
@@ -132,8 +124,6 @@ def _search(
     slots: Slots,
     objective: Objective,
 ) -> Candidates:
-    num, num_chains = starts.temporal.shape[:2]
-
     def evaluate(operations: Operation, mappings: Mapping, own: Operands) -> tuple[jax.Array, Accesses]:
         def one(operation, accesses, own):
             return objective(price(chip, operation, accesses, *own), prices)
@@ -141,11 +131,10 @@ def _search(
         accesses = count_batch(operations, mappings)
         return jax.vmap(one, in_axes=-1)(operations, accesses, own), accesses
 
-    operations, operands, tables = to_chains((operations, operands, tables), num_chains)
-    genomes = fit_array(to_genome(jax.tree.map(flat_chains, starts), slots), chip.fanout, slots)
-    chains = anneal(key, evaluate, operations, operands, tables, freedom, genomes, iterations, temperature, slots)
-    mappings = to_mapping(chains.best, operations.bounds, slots)
-    scores, mappings, accesses = best_of_chains(num, num_best, chains.best_scores, mappings, chains.kept)
+    scores, mappings, accesses = search_from(
+        starts, key, evaluate, operations, operands, tables, freedom, iterations, temperature, slots, num_best,
+        fanout=chip.fanout,
+    )  # fmt: skip
     return Candidates(mappings, accesses, scores)
 
 

@@ -23,15 +23,11 @@ from codesign.annealing import (
     Freedom,
     Slots,
     Tables,
-    anneal,
-    best_of_chains,
-    flat_chains,
     make_freedom,
     make_starts,
     make_tables,
-    to_chains,
-    to_genome,
-    to_mapping,
+    misfit_penalty,
+    search_from,
 )
 from experiments.check_accesses import count_all
 from experiments.reference_points import Record
@@ -157,13 +153,11 @@ def _search(
     def evaluate(operations: Operation, mappings: Mapping, _: Any) -> tuple[jax.Array, tuple[()]]:
         energy, used = _energy(operations, mappings, chip, roles)
         misfit = jnp.sum(jax.nn.relu(used / chip.size[:, None] - 1.0), axis=0)
-        return jnp.log(energy) + jnp.where(misfit > 0, ILLEGAL + jnp.log1p(misfit), 0.0), ()
+        return jnp.log(energy) + misfit_penalty(misfit), ()
 
-    operations, tables = to_chains((operations, tables), starts.temporal.shape[1])
-    genomes = to_genome(jax.tree.map(flat_chains, starts), slots)
-    chains = anneal(key, evaluate, operations, (), tables, freedom, genomes, iterations, temperature, slots)
-    mappings = to_mapping(chains.best, operations.bounds, slots)
-    scores, mappings = best_of_chains(1, _BEST, chains.best_scores, mappings)
+    scores, mappings, _ = search_from(
+        starts, key, evaluate, operations, (), tables, freedom, iterations, temperature, slots, _BEST
+    )
     return scores, mappings
 
 
