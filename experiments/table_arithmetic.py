@@ -30,19 +30,18 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from nets import BitSlices, Decomposed, Laps, LayerRule, PrecisionRules, init_precision, make_local_format, quantize
+from nets import BitSlices, Decomposed, Laps, LayerRule, PrecisionRules, make_local_format, quantize
 from nets.data import Dataset, Examples, batches, take
 from nets.dataset_files import load_dataset
-from nets.laps import init_laps, step_laps
+from nets.low_bit_training import LowBitState, init_low_bit, make_low_bit_loss, make_low_bit_step, train_low_bit
 from nets.models import make_model
 from nets.personalisation import make_personalisation
 from nets.rules import FLOAT
 from nets.saved_activations import residual_bytes
 from nets.skipping import mask_densities, slice_densities
-from nets.training import apply_gradient, cross_entropy, fit, split_model
+from nets.training import cross_entropy, fit, split_model
 from nets.weight_update import low_bit_update
 
-State = dict[str, Any]
 KEY = jax.random.key(0)
 BATCH = 128
 
@@ -94,85 +93,52 @@ class Trainer:
 
     def __init__(self, scheme: Scheme, forward: Callable, num_steps: int, learning_rate: float) -> None:
         self.scheme, self.forward = scheme, forward
-        self.fn = lambda params, rest, images, key: forward(params, rest, images, key, True)
         # The yardstick is the network itself, not its twin with widths of 32 bits.
-        plain_fn = lambda params, precision, quant_state, key, *args: self.fn(params, *args)  # noqa: E731
-        self.qfn = plain_fn if scheme.rule == FLOAT else quantize(self.fn, stochastic=scheme.stochastic)
+        self.loss = make_low_bit_loss(forward, stochastic=scheme.stochastic, quantised=scheme.rule != FLOAT)
         adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
         self.optimizer = optax.chain(adam, low_bit_update()) if scheme.low_bit_weights else adam
-        self.step = jax.jit(self._step)
+        self.step = make_low_bit_step(self.loss, self.optimizer)
         self.logits = jax.jit(self._logits)
 
-    def start(self, params: Any, rest: Any, images: Any, labels: Any) -> State:
+    def start(self, params: Any, rest: Any, images: Any, labels: Any) -> LowBitState:
         """The state before the first step, calibrated on one batch."""
         rules = PrecisionRules({"*": self.scheme.rule}, frozen=self.scheme.frozen)
-        loss = lambda out: cross_entropy(out[0], labels)  # noqa: E731
-        precision, quant_state = init_precision(self.fn, rules, params, rest, images, KEY, loss=loss)
-        laps = init_laps(precision) if self.scheme.rule.laps else None
-        opt_state = self.optimizer.init(params)
-        return {
-            "params": params, "rest": rest, "precision": precision, "quant_state": quant_state,
-            "opt_state": opt_state, "laps": laps,
-        }  # fmt: skip
-
-    def loss(self, params: Any, quant_state: Any, state: State, images: Any, labels: Any, key: Any) -> Any:
-        """(loss, rest) of one batch."""
-        logits, rest = self.qfn(params, state["precision"], quant_state, key, state["rest"], images, key)
-        return cross_entropy(logits, labels), rest
-
-    def _step(self, state: State, images: Any, labels: Any, key: Any) -> State:
-        differentiate = jax.grad(self.loss, argnums=(0, 1), has_aux=True)
-        before = state["params"], state["quant_state"]
-        (gradient, cotangent), rest = differentiate(*before, state, images, labels, key)
-        params, opt_state = apply_gradient(self.optimizer, gradient, state["opt_state"], state["params"])
-        laps, precision = state["laps"], state["precision"]
-        if laps is None:
-            quant_state = state["quant_state"].updated(cotangent)
-        else:
-            laps, precision, quant_state = step_laps(laps, precision, state["quant_state"], cotangent)
-        return {
-            "params": params, "rest": rest, "precision": precision, "quant_state": quant_state,
-            "opt_state": opt_state, "laps": laps,
-        }  # fmt: skip
+        return init_low_bit(self.forward, params, rest, rules, self.optimizer, (images, labels))
 
     def train(
         self, params: Any, rest: Any, epochs: Sequence[Sequence[Examples]], seed: int
-    ) -> tuple[State, np.ndarray]:
+    ) -> tuple[LowBitState, np.ndarray]:
         """The state after given batches, epoch by epoch, and all widths at the end of every epoch."""
-        state, history, key = self.start(params, rest, *epochs[0][0]), [], jax.random.key(seed)
-        for epoch, examples in enumerate(epochs):
-            for index, batch in enumerate(examples):
-                state = self.step(state, *batch, jax.random.fold_in(key, epoch * len(examples) + index))
-            history.append(np.asarray(state["precision"].bits()))
-        return state, np.stack(history)
+        state, history = train_low_bit(self.step, self.start(params, rest, *epochs[0][0]), epochs, seed)
+        return state, np.asarray(history)
 
-    def _logits(self, state: State, images: Any) -> jax.Array:
+    def _logits(self, state: LowBitState, images: Any) -> jax.Array:
         network = quantize(lambda params, rest, images: self.forward(params, rest, images, None, False)[0])
-        return network(state["params"], state["precision"], state["quant_state"], None, state["rest"], images)
+        return network(state.params, state.precision, state.quant_state, None, state.rest, images)
 
-    def accuracy(self, state: State, examples: Examples) -> float:
+    def accuracy(self, state: LowBitState, examples: Examples) -> float:
         """Share of right answers with the formats of the state."""
         return float(np.mean(np.argmax(self.logits(state, examples.images), axis=1) == examples.labels))
 
-    def kept_bytes(self, state: State, images: Any, labels: Any) -> int:
+    def kept_bytes(self, state: LowBitState, images: Any, labels: Any) -> int:
         """Bytes that the backward pass of one step keeps, parameters apart."""
         loss = lambda trees: self.loss(trees[0], trees[1], state, images, labels, KEY)[0]  # noqa: E731
-        return residual_bytes(loss, (state["params"], state["quant_state"]))
+        return residual_bytes(loss, (state.params, state.quant_state))
 
-    def slice_work(self, state: State, images: Any, labels: Any) -> dict[str, float] | None:
+    def slice_work(self, state: LowBitState, images: Any, labels: Any) -> dict[str, float] | None:
         """Share of 4-bit signed slices that are left per pass, a mean over layers; None without narrow integers."""
-        fn = lambda params, images: self.forward(params, state["rest"], images, KEY, True)  # noqa: E731
+        fn = lambda params, images: self.forward(params, state.rest, images, KEY, True)  # noqa: E731
         loss = lambda out: cross_entropy(out[0], labels)  # noqa: E731
-        found = np.asarray(slice_densities(fn, loss, state["precision"], state["quant_state"], state["params"], images))
+        found = np.asarray(slice_densities(fn, loss, state.precision, state.quant_state, state.params, images))
         if np.any(np.isnan(found)):
             return None
-        masks = np.asarray(mask_densities(fn, state["params"], images))
+        masks = np.asarray(mask_densities(fn, state.params, images))
         shares = {"forward": found[:, 1], "input_grad": found[:, 2] * masks, "weight_grad": found[:, 1] * found[:, 3]}
         return {name: float(np.mean(share)) for name, share in shares.items()}
 
 
 def compare_steps(
-    trainers: dict[str, Trainer], states: dict[str, State], batch: Examples, rounds: int
+    trainers: dict[str, Trainer], states: dict[str, LowBitState], batch: Examples, rounds: int
 ) -> dict[str, float]:
     """Step time over that of float32: medians of ratios within rounds, in which the schemes take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
@@ -194,7 +160,7 @@ def measure(dataset: Dataset, names: Sequence[str], seeds: int, epochs: int, ada
     trainers = {name: Trainer(SCHEMES[name], forward, num_steps, 0.01) for name in names}
     adapters = {name: Trainer(SCHEMES[name], forward, adapt_steps, 0.002) for name in names}
     rows: dict[str, Any] = {name: {"accuracy": [], "writer_accuracy": [], "mean_bits": []} for name in names}
-    states: dict[str, State] = {}
+    states: dict[str, LowBitState] = {}
     for seed in range(seeds):
         _, params, rest = split_model(make_model("lenet", dataset.input_shape, dataset.num_classes, seed))
         data = [list(batches(dataset, BATCH, seed, epoch)) for epoch in range(epochs)]

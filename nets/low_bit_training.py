@@ -60,26 +60,41 @@ def init_low_bit(
     return LowBitState(params, rest, optimizer.init(params), precision, quant_state, laps)
 
 
+def make_low_bit_loss(forward: Forward, *, stochastic: bool = True, quantised: bool = True) -> Callable:
+    """Build `(params, quant_state, state, images, labels, key) -> (loss, rest)`: the mean cross-entropy of a batch.
+
+    Args:
+      forward: the network.
+      stochastic: how backward errors are rounded, see `nets.quantize`.
+      quantised: without, the network itself is trained, as a yardstick for its quantised twin.
+    """
+    qfn = quantize(_network(forward), stochastic=stochastic)
+
+    def loss(params: Any, quant_state: QuantState, state: LowBitState, images: Any, labels: Any, key: jax.Array) -> Any:
+        inputs = state.rest, images, key
+        out = (
+            qfn(params, state.precision, quant_state, key, *inputs) if quantised else _network(forward)(params, *inputs)
+        )
+        logits, rest = out
+        return cross_entropy(logits, labels), rest
+
+    return loss
+
+
 def make_low_bit_step(
-    forward: Forward, optimizer: optax.GradientTransformation, *, stochastic: bool = True
+    loss: Callable, optimizer: optax.GradientTransformation
 ) -> Callable[[LowBitState, Any, Any, jax.Array], LowBitState]:
     """Build the jitted step `(state, images, labels, key) -> state`; formats and widths compile nothing anew.
 
     Args:
-      forward: the network.
+      loss: of `make_low_bit_loss`.
       optimizer: of the parameters.
-      stochastic: how backward errors are rounded, see `nets.quantize`.
     """
-    qfn = quantize(_network(forward), stochastic=stochastic)
 
     @jax.jit
     def step(state: LowBitState, images: Any, labels: Any, key: jax.Array) -> LowBitState:
-        def loss(params: Any, quant_state: QuantState) -> Any:
-            logits, rest = qfn(params, state.precision, quant_state, key, state.rest, images, key)
-            return cross_entropy(logits, labels), rest
-
         differentiate = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        (gradient, cotangent), rest = differentiate(state.params, state.quant_state)
+        (gradient, cotangent), rest = differentiate(state.params, state.quant_state, state, images, labels, key)
         params, opt_state = apply_gradient(optimizer, gradient, state.opt_state, state.params)
         laps, precision = state.laps, state.precision
         if laps is None:
@@ -155,7 +170,8 @@ def fit_low_bit(
     first = next(iter(batches(dataset, batch_size, seed, 0)))
     state = init_low_bit(forward, params, rest, rules, optimizer, first)
     order = (batches(dataset, batch_size, seed, epoch) for epoch in range(epochs))
-    return train_low_bit(make_low_bit_step(forward, optimizer), state, order, seed)
+    step = make_low_bit_step(make_low_bit_loss(forward), optimizer)
+    return train_low_bit(step, state, order, seed)
 
 
 def left_work(

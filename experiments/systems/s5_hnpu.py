@@ -50,12 +50,12 @@ def train(dataset: Dataset, scheme: str, epochs: int, lanes: tuple[int, ...] = (
         for index, batch in enumerate(batches(dataset, BATCH, 0, epoch)):
             state = trainer.step(state, *batch, jax.random.fold_in(KEY, epoch * steps_per_epoch + index))
         if lanes and (epoch + 1) % max(epochs // MOMENTS, 1) == 0:
-            fn = lambda params, images: forward(params, state["rest"], images, KEY, True)  # noqa: B023, E731
+            fn = lambda params, images: forward(params, state.rest, images, KEY, True)  # noqa: B023, E731
             loss = lambda out: cross_entropy(out[0], jnp.asarray(batch.labels))  # noqa: B023, E731
-            formats = state["precision"], state["quant_state"], state["params"], batch.images
+            formats = state.precision, state.quant_state, state.params, batch.images
             counted = {n: np.asarray(slice_densities(fn, loss, *formats, lanes=n)) for n in lanes}
-            masks = np.asarray(mask_densities(fn, state["params"], batch.images))
-            moments.append(Moment(np.asarray(state["precision"].bits()), counted, masks))
+            masks = np.asarray(mask_densities(fn, state.params, batch.images))
+            moments.append(Moment(np.asarray(state.precision.bits()), counted, masks))
     return moments, 100.0 * trainer.accuracy(state, dataset.test)
 
 
