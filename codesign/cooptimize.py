@@ -292,13 +292,16 @@ def _penalty(task: Task, phase: Phase, weight: jax.Array, groups, state: State):
 
 def penalised(task: Task, phase: Phase, state: State, bits: jax.Array) -> float:
     """What a phase pays the logarithm of, at the chip and mappings of a state: EDP in J s, or bit operations of a step."""
-    workload = task.workload
-    operation_bits = workload.operation_bits(bits)
     if phase.penalty == "bit_operations":
-        return float(bit_operations(workload.step, operation_bits))
-    chip = task.space.chip(state.design)
-    work = workload.step, operation_bits, workload.tensor_bits(bits)
-    return float(step_cost(chip, *work, state.mappings.accesses, state.prices).edp)
+        return float(bit_operations(task.workload.step, task.workload.operation_bits(bits)))
+    return state_edp(task, state, bits)
+
+
+def state_edp(task: Task, state: State, bits: jax.Array) -> float:
+    """EDP in J s of a training step at the chip and mappings of a state."""
+    workload = task.workload
+    work = workload.step, workload.operation_bits(bits), workload.tensor_bits(bits)
+    return float(step_cost(task.space.chip(state.design), *work, state.mappings.accesses, state.prices).edp)
 
 
 def search_neighbours(

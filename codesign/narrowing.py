@@ -42,25 +42,30 @@ def narrow(task: Task, phase: Phase, state: State, examples: Examples) -> tuple[
     seen = Examples(examples.images[:_EXAMPLES], examples.labels[:_EXAMPLES])
     permitted = max(0.0, float(state.noise.excess(state.precision.bits()[:, 2:], task.noise_budget)))
 
-    def objective(precision: Precision) -> float:
+    def task_loss(precision: Precision) -> float:
+        groups = (state.params, precision, state.quant_state)
+        return float(evaluate(task.quantised_evaluation, groups, state.rest, seen).loss)
+
+    def objective(precision: Precision, loss: float) -> float:
         bits = precision.bits()
         if float(state.noise.excess(bits[:, 2:], task.noise_budget)) > permitted:
             return math.inf
-        groups = (state.params, precision, state.quant_state)
-        loss = evaluate(task.quantised_evaluation, groups, state.rest, seen).loss
-        return float(loss) + phase.weight * math.log(penalised(task, phase, state, bits))
+        return loss + phase.weight * math.log(penalised(task, phase, state, bits))
 
     best = freeze(state.precision)
-    value, tried = objective(best), 1
+    loss, tried = task_loss(best), 1
+    value = objective(best, loss)
     for _ in range(_SWEEPS):
         before = value
         for row, column in _trained_widths(state.precision):
             moves = list(_narrower(best, row, column, task.min_bits))
-            values = [objective(moved) for moved in moves]
+            # Widths of errors, the last two columns, leave the loss as it is.
+            losses = [task_loss(moved) if column < 2 else loss for moved in moves]
+            values = [objective(*move) for move in zip(moves, losses, strict=True)]
             tried += len(moves)
             if values and min(values) < value:
-                value = min(values)
-                best = moves[values.index(value)]
+                chosen = values.index(min(values))
+                best, loss, value = moves[chosen], losses[chosen], values[chosen]
         if value == before:
             break
     return dataclasses.replace(state, precision=best), tried

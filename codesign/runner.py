@@ -25,6 +25,7 @@ from codesign.cooptimize import (
     refresh_mappings,
     refresh_noise,
     start_phase,
+    state_edp,
 )
 from codesign.cost_report import describe_cost, inference_cost
 from codesign.design import physical_values, with_values
@@ -33,7 +34,6 @@ from codesign.legalize import legal_chip, polish
 from codesign.mapper import make_tables, replace_best
 from codesign.narrowing import narrow
 from codesign.network_file import write_network
-from codesign.objective import step_cost
 from codesign.problem import (
     asked_budgets,
     batch_size,
@@ -324,8 +324,7 @@ class Run:
         """Pin the chip to its grain, search mappings anew, polish; note what each did to the EDP."""
         state, task = self.states["current"], self.task
         bits = state.precision.bits()
-        chip = task.space.chip(state.design)
-        last = float(step_cost(chip, *self._work(bits), state.mappings.accesses, state.prices).edp)
+        last = state_edp(task, state, bits)
         options = self._search_options()
         legal = evaluate_chip(
             legal_chip(task.space, state.design), *self._work(bits), jax.random.fold_in(key, 0), task.workload.labels,
