@@ -46,24 +46,28 @@ def sample_step(
       The cost under the chip's own technology, and a `StepCost` with a leading axis of samples; numpy arrays.
     """
     density = full_density(operation_bits) if density is None else density
-    own = chip.technology
-    drawn = _draws(own.node_nm, own.process, own.device, own.dram)
-    own_first: dict[str, Any] = {name: np.insert(drawn[name], 0, value) for name, value in own.values.items()}
-    technologies = dataclasses.replace(own, values=own_first)
-    costs = jax.device_get(_under_each(technologies, chip, step, accesses, operation_bits, tensor_bits, density))
+    technologies = own_and_drawn(chip.technology, NUM_SAMPLES)
+    costs = jax.device_get(step_under_each(technologies, chip, step, accesses, operation_bits, tensor_bits, density))
     return jax.tree.map(lambda x: x[0], costs), jax.tree.map(lambda x: x[1:], costs)
 
 
+def own_and_drawn(technology: Technology, num: int) -> Technology:
+    """A technology, then `num` drawn around it, along a leading axis of 1 + num; the same draws for every chip of a process."""
+    drawn = _draws(technology.node_nm, technology.process, technology.device, technology.dram, num)
+    values: dict[str, Any] = {name: np.insert(drawn[name], 0, value) for name, value in technology.values.items()}
+    return dataclasses.replace(technology, values=values)
+
+
 @functools.cache
-def _draws(node_nm: float, process: str, device: str, dram: str) -> dict[str, np.ndarray]:
-    """Constant -> its samples, (NUM_SAMPLES,)."""
+def _draws(node_nm: float, process: str, device: str, dram: str, num: int) -> dict[str, np.ndarray]:
+    """Constant -> its samples, (num,)."""
     technology = make_technology(node_nm, process=process, device=device, dram=dram)
-    return jax.device_get(sample_technologies(jax.random.key(_SEED), NUM_SAMPLES, technology).values)
+    return jax.device_get(sample_technologies(jax.random.key(_SEED), num, technology).values)
 
 
 @functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 @functools.partial(jax.vmap, in_axes=(0, None, None, None, None, None, None))
-def _under_each(
+def step_under_each(
     technology: Technology,
     chip: Chip,
     step: Step,
@@ -72,6 +76,7 @@ def _under_each(
     tensor_bits: jax.Array,
     density: jax.Array,
 ) -> StepCost:
+    """Cost of a step under technologies with a leading axis, mappings held; otherwise as `hw.schedule.evaluate_step`."""
     drawn = dataclasses.replace(chip, technology=technology)
     return evaluate_step(drawn, step, accesses, operation_bits, tensor_bits, density)
 

@@ -1,7 +1,6 @@
 """A training step on a chip under the cheapest mappings found, its cost under drawn technologies as well."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,13 +11,13 @@ import numpy as np
 from codesign import Workload, trace
 from codesign.evaluation import evaluate
 from codesign.objective import full_density
-from hw.accesses import Accesses
+from codesign.uncertainty import own_and_drawn, step_under_each
 from hw.chip import Chip
 from hw.cores import Cores, choose_core, evaluate_cores, make_cores
 from hw.overlap import make_schedule
-from hw.schedule import Step, StepCost, evaluate_step
+from hw.schedule import StepCost
 from hw.sparse import store_sparse
-from hw.technology import Technology, sample_technologies
+from hw.technology import Technology
 
 RESIDENT = 0.5  # share of the shared SRAM for tensors that stay between operations, the default of make_chip
 KEY = jax.random.key(0)
@@ -88,28 +87,8 @@ def cost_variant(variant: Variant, evaluations: int, samples: int = 0) -> StepCo
     if variant.stored is not None:
         accesses = jax.vmap(store_sparse)(accesses, variant.stored)
     density = full_density(widths) if variant.density is None else variant.density
-    return _under_each(_own_and_drawn(chip.technology, samples), chip, step, accesses, widths, tensor_bits, density)
-
-
-def _own_and_drawn(technology: Technology, samples: int) -> Technology:
-    """A technology, then as many drawn around it, along a leading axis; the same draws for all."""
-    drawn = sample_technologies(KEY, max(samples, 1), technology)
-    return jax.tree.map(lambda own, other: jnp.append(jnp.asarray(own), other[:samples]), technology, drawn)
-
-
-@jax.jit
-@functools.partial(jax.vmap, in_axes=(0, None, None, None, None, None, None))
-def _under_each(
-    technology: Technology,
-    chip: Chip,
-    step: Step,
-    accesses: Accesses,
-    widths: jax.Array,
-    tensor_bits: jax.Array,
-    density: jax.Array,
-) -> StepCost:
-    drawn = dataclasses.replace(chip, technology=technology)
-    return evaluate_step(drawn, step, accesses, widths, tensor_bits, density)
+    technologies = own_and_drawn(chip.technology, samples)
+    return step_under_each(technologies, chip, step, accesses, widths, tensor_bits, density)
 
 
 def cost_cores(
@@ -139,7 +118,7 @@ def cost_cores(
         drawn_chips = tuple(dataclasses.replace(chip, technology=technology) for chip in cores.chips)
         return evaluate_cores(Cores(drawn_chips), step, schedule, accesses, widths, tensor_bits, density)
 
-    costs = under_each(_own_and_drawn(chips[0].technology, samples))
+    costs = under_each(own_and_drawn(chips[0].technology, samples))
     if float(costs.violation[0].max()) > 0:
         raise ValueError("expected cores that can run the workload, got no legal mapping; enlarge their memories")
     return costs
