@@ -221,15 +221,15 @@ def initial_rule(config: PrecisionConfig) -> LayerRule:
 
 
 def trace_network(
-    forward: Forward, params: Params, rest: Rest, dataset: Dataset, batch_size: int, optimizer: str
+    forward: Forward, params: Params, rest: Rest, dataset: Dataset, batch_size: int, optimizer: str, **options: Any
 ) -> Workload:
-    """The workload of a network at a batch size."""
+    """The workload of a network at a batch size; further `options` are those of `codesign.trace`."""
 
     def network(params, rest, images, key):
         return forward(params, rest, images, key, True)[0]
 
     images = np.zeros((batch_size, *dataset.input_shape), np.float32)
-    return trace(network, params, rest, images, jax.random.key(0), optimizer=optimizer)
+    return trace(network, params, rest, images, jax.random.key(0), optimizer=optimizer, **options)
 
 
 def float_sibling(chip: Chip) -> Chip:

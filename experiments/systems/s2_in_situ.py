@@ -3,11 +3,10 @@
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from codesign import Workload, trace
+from codesign import Workload
+from codesign.problem import trace_network
 from experiments.systems.record import Figure, Samples, System, Values, between, exactly, sweep
 from experiments.systems.s5_hnpu import train
 from experiments.systems.steps import Variant, bits_without_masks, cost_cores, cost_variant, uniform
@@ -31,10 +30,8 @@ UPDATES: dict[str, dict[str, Any]] = {
 def workload(batch: int, model: str = "lenet", **options: Any) -> Workload:
     """A training step of a network on digits."""
     dataset = load_dataset("digits")
-    forward, params, rest = split_model(make_model(model, dataset.input_shape, dataset.num_classes))
-    network = lambda params, rest, images, key: forward(params, rest, images, key, True)[0]  # noqa: E731
-    images = jnp.zeros((batch, *dataset.input_shape))
-    return trace(network, params, rest, images, jax.random.key(0), optimizer="momentum", **options)
+    network = split_model(make_model(model, dataset.input_shape, dataset.num_classes))
+    return trace_network(*network, dataset, batch, "momentum", **options)
 
 
 def masks_saved(step: Workload) -> float:

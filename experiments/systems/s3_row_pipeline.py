@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codesign import Workload, trace
+from codesign import Workload
+from codesign.problem import trace_network
 from experiments.systems.networks import conv, max_pool, resnet18
 from experiments.systems.record import Figure, Samples, System, Values, exactly, sweep
 from experiments.systems.steps import Variant, cost_cores, cost_variant, trace_shapes, uniform
-from experiments.table_arithmetic import BATCH, KEY, SCHEMES, Trainer
+from experiments.table_arithmetic import BATCH, SCHEMES, Trainer
 from hw.chip import Chip
 from hw.chips import PRESETS
 from hw.chips.preset import Mode
@@ -42,10 +43,8 @@ def buffers() -> tuple[float, float, float]:
 def workload(trainable: tuple[str, ...]) -> Workload:
     """A training step of LeNet on digits of which some layers are trained."""
     dataset = load_dataset("digits")
-    forward, params, rest = split_model(make_model("lenet", dataset.input_shape, dataset.num_classes))
-    network = lambda params, rest, images, key: forward(params, rest, images, key, True)[0]  # noqa: E731
-    images = jnp.zeros((BATCH, *dataset.input_shape))
-    return trace(network, params, rest, images, KEY, trainable=trainable, gradient_bits=WIDE)
+    network = split_model(make_model("lenet", dataset.input_shape, dataset.num_classes))
+    return trace_network(*network, dataset, BATCH, "sgd", trainable=trainable, gradient_bits=WIDE)
 
 
 def place(step: Workload) -> tuple[jax.Array, np.ndarray]:
@@ -122,7 +121,7 @@ def compare_forms(epochs: int) -> tuple[float, dict[str, float]]:
         trainers[name] = Trainer(scheme, forward, epochs * len(data[0]), 0.01)
         states[name], _ = trainers[name].train(pretrained, pretrained_rest, data, 0)
         accuracy[name] = 100.0 * trainers[name].accuracy(states[name], dataset.test)
-    return layer_difference(states["decomposed"]["params"], jnp.asarray(dataset.test.images)), accuracy
+    return layer_difference(states["decomposed"].params, jnp.asarray(dataset.test.images)), accuracy
 
 
 def layer_difference(params: Any, images: jax.Array) -> float:

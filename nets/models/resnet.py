@@ -48,13 +48,7 @@ class ResNet(nnx.Module):
         self.conv1 = nnx.Conv(input_shape[-1], 16, (3, 3), use_bias=False, rngs=rngs)
         self.norm1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
         self.num_blocks = 3 * blocks_per_stage
-        in_features = 16
-        for i in range(self.num_blocks):
-            stage, place = divmod(i, blocks_per_stage)
-            features, stride = 16 * 2**stage, 2 if stage > 0 and place == 0 else 1
-            setattr(self, f"block{i + 1}", ResidualBlock(in_features, features, stride, rngs=rngs))
-            in_features = features
-        self.dense1 = nnx.Linear(in_features, num_classes, rngs=rngs)
+        self.dense1 = nnx.Linear(_add_blocks(self, 16, blocks_per_stage, rngs), num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images of shape (batch, height, width, channels) to logits of shape (batch, num_classes)."""
@@ -96,13 +90,8 @@ class ResNet18(nnx.Module):
         """
         self.conv1 = nnx.Conv(input_shape[-1], 64, (7, 7), strides=2, use_bias=False, rngs=rngs)
         self.norm1 = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
-        self.num_blocks, in_features = 8, 64
-        for i in range(self.num_blocks):
-            stage, place = divmod(i, 2)
-            features, stride = 64 * 2**stage, 2 if stage > 0 and place == 0 else 1
-            setattr(self, f"block{i + 1}", ResidualBlock(in_features, features, stride, rngs=rngs))
-            in_features = features
-        self.dense1 = nnx.Linear(in_features, num_classes, rngs=rngs)
+        self.num_blocks = 8
+        self.dense1 = nnx.Linear(_add_blocks(self, 64, 2, rngs), num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images of shape (batch, height, width, channels) to logits of shape (batch, num_classes)."""
@@ -111,3 +100,14 @@ class ResNet18(nnx.Module):
         for i in range(self.num_blocks):
             x = getattr(self, f"block{i + 1}")(x)
         return self.dense1(jnp.mean(x, axis=(1, 2)))
+
+
+def _add_blocks(network: ResNet | ResNet18, features: int, blocks_per_stage: int, rngs: nnx.Rngs) -> int:
+    """Gives a network its `num_blocks` blocks, twice the features and half the size from stage to stage; last features."""
+    in_features = features
+    for i in range(network.num_blocks):
+        stage, place = divmod(i, blocks_per_stage)
+        out_features, stride = features * 2**stage, 2 if stage > 0 and place == 0 else 1
+        setattr(network, f"block{i + 1}", ResidualBlock(in_features, out_features, stride, rngs=rngs))
+        in_features = out_features
+    return in_features
