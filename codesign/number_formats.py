@@ -15,7 +15,7 @@ from codesign.tracing import Workload
 from hw.arithmetic import FLOAT_STYLES, Mac, make_mac
 from hw.chip import Chip
 from nets.fixed_point import FLOAT_BITS
-from nets.formats import FORMATS, BlockFormat
+from nets.formats import FORMATS, BinaryFormat, BlockFormat
 from nets.precision import Precision
 from nets.rules import LayerRule
 
@@ -97,6 +97,8 @@ def _operand(rule: LayerRule, column: int) -> int | str:
     if not isinstance(own, str):
         return "fp32" if own == FLOAT_BITS else int(own)
     number_format = FORMATS[own]
+    if isinstance(number_format, BinaryFormat):
+        return 1
     return number_format.bits if isinstance(number_format, BlockFormat) else own
 
 

@@ -1,11 +1,12 @@
-"""Number formats by name beside fixed point: floats of 16 and 8 bits, and blocks with a shared exponent.
+"""Number formats by name beside fixed point: floats of 16 and 8 bits, blocks with a shared exponent, signs.
 
 The exponents of a float with fewer than 8 bits for them are shifted so that its largest number lies at the operand's
 range (or, for errors, at the range that follows their overflow): what a chip does by scaling a tensor by a power of
-two. A block shares the exponent of its peak.
+two. A block shares the exponent of its peak. Weights of one bit are their signs, times one power of two.
 
 Source: FP8 as in P. Micikevicius et al., FP8 Formats for Deep Learning, 2022 (e4m3 without infinities); shared exponents
-of 8 bits as in the OCP Microscaling specification 1.0, with blocks of 32.
+of 8 bits as in the OCP Microscaling specification 1.0, with blocks of 32; signs scaled by the mean magnitude as in M.
+Rastegari et al., XNOR-Net, 2016 (there by any number, here by the nearest power of two).
 """
 
 import math
@@ -59,7 +60,17 @@ class BlockFormat:
         return self.bits + _EXPONENT_BITS / self.size
 
 
-Format = FloatFormat | BlockFormat
+@dataclass(frozen=True)
+class BinaryFormat:
+    """One bit: -1 or 1, times a power of two near the mean magnitude of the array. For weights only."""
+
+    @property
+    def width(self) -> float:
+        """Bits per value."""
+        return 1
+
+
+Format = FloatFormat | BlockFormat | BinaryFormat
 
 FORMATS: Mapping[str, Format] = {
     "fp16": FloatFormat(5, 10, -14, 65504.0),
@@ -69,6 +80,7 @@ FORMATS: Mapping[str, Format] = {
     "block8": BlockFormat(8),
     "block6": BlockFormat(6),
     "block4": BlockFormat(4),
+    "binary": BinaryFormat(),
 }
 
 
@@ -137,17 +149,31 @@ def round_to_block(x: jax.Array, block_format: BlockFormat, words: jax.Array | N
     return rounded.reshape(-1)[: x.size].reshape(x.shape)
 
 
+def round_to_sign(x: jax.Array) -> jax.Array:
+    """Signs of values, zero counted as positive, times the power of two nearest the mean magnitude on a logarithmic scale.
+
+    Args:
+      x: floats of any shape, float32 or wider.
+
+    Returns:
+      Shape and dtype of `x`. Not differentiable.
+    """
+    exponent = jnp.clip(jnp.round(jnp.log2(jnp.mean(jnp.abs(x)))), -120, 120)
+    return jnp.where(x < 0, -1.0, 1.0).astype(x.dtype) * fixed_point.power_of_two(exponent)
+
+
 def quantise(x: jax.Array, top: jax.Array, number_format: Format, words: jax.Array | None = None) -> jax.Array:
     """Nearest number of a format.
 
-    The gradient is that of the identity where a float does not saturate, and everywhere for blocks; `top` has none.
+    The gradient is that of the identity where a float does not saturate, within the range for signs, and everywhere for
+    blocks; `top` has none.
 
     Args:
       x: floats of any shape, float32 or wider.
       top: range of the values, > 0, shape (): floats of fewer than 8 exponent bits are shifted by a power of two so
         that it lies at the upper end of theirs; blocks have their own.
       number_format: the format.
-      words: as for `round_to_float`.
+      words: as for `round_to_float`; signs are not rounded stochastically.
 
     Returns:
       Shape and dtype of `x`.
@@ -155,6 +181,8 @@ def quantise(x: jax.Array, top: jax.Array, number_format: Format, words: jax.Arr
     top = jax.lax.stop_gradient(top.astype(x.dtype))
     if isinstance(number_format, BlockFormat):
         return _straight_through(x, round_to_block(x, number_format, words), jnp.ones_like(x, bool))
+    if isinstance(number_format, BinaryFormat):
+        return _straight_through(x, round_to_sign(x), jnp.abs(x) <= top)
     # The range, rounded up to a power of two, meets the power of two within the format's largest binade.
     _, range_exponent = jnp.frexp(top)
     shift = (range_exponent - math.frexp(number_format.largest)[1] + 1).astype(x.dtype)

@@ -21,7 +21,7 @@ from nets.bitslice import (
 )
 from nets.decomposed import Decomposed, dequantise_fp16, integer_part
 from nets.jaxpr import Product
-from nets.lookup import LookUp, lookup_dot
+from nets.lookup import LookUp, binary_lookup_dot, lookup_dot
 
 Multiplier = BitSlices | LookUp | Decomposed
 
@@ -61,7 +61,7 @@ def multiply_levels(
     Args:
       multiplier: the multiplier.
       product: which product.
-      bits: widths of weights and inputs.
+      bits: widths of weights and inputs; weights of one bit are -1 and 1, for look-up.
       signed: whether they have a sign.
       weights, inputs: integers in floats, of the product's shapes.
       scale: a power of two, shape ().
@@ -122,7 +122,7 @@ def _multiply_by_lookup(product: Product, bits: tuple[int, int], weights: jax.Ar
     rows = jnp.moveaxis(patches, numbers.out_spec[1], -1)
     out_features, *rest = numbers.rhs_spec
     columns = jnp.transpose(weights, (*rest, out_features)).reshape(-1, weights.shape[out_features])
-    out = lookup_dot(rows.reshape(-1, rows.shape[-1]), columns, *bits)
+    out = _look_up(rows.reshape(-1, rows.shape[-1]), columns, bits)
     return jnp.moveaxis(out.reshape(*rows.shape[:-1], -1), -1, numbers.out_spec[1])
 
 
@@ -140,8 +140,16 @@ def _lookup_matrices(product: Product, bits: tuple[int, int], weights: jax.Array
         math.prod(weights.shape[a] for a in weights_axes), -1
     )
     rows = jnp.transpose(inputs, (*free[1], *inputs_axes)).reshape(-1, columns.shape[0])
-    out = lookup_dot(rows, columns, *bits)
+    out = _look_up(rows, columns, bits)
     return (out if product.weights_operand == 1 else out.T).reshape(product.out_shape)
+
+
+def _look_up(rows: jax.Array, columns: jax.Array, bits: tuple[int, int]) -> jax.Array:
+    """The matrix product of inputs (M, K) and weights (K, N)."""
+    weight_bits, input_bits = bits
+    if weight_bits == 1:
+        return binary_lookup_dot(rows, columns, input_bits)
+    return lookup_dot(rows, columns, weight_bits, input_bits)
 
 
 def _multiply_decomposed(

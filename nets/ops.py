@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from nets import fixed_point, rounding
 from nets.dynamic_fixed_point import POINTS
-from nets.formats import Format
+from nets.formats import BinaryFormat, Format
 from nets.formats import quantise as quantise_in
 from nets.jaxpr import Product
+from nets.lookup import LookUp
 from nets.multipliers import by_role, multiply, multiply_levels
 from nets.rules import LayerRule
 from nets.saved_activations import Absent, decode, encode, pack, saved_bytes, unpack, when_needed
@@ -218,6 +219,8 @@ def _forward(spec: Spec, weights: jax.Array, inputs: jax.Array, step: jax.Array)
         return multiply(spec.product, weights, inputs)
     # Exact: steps are powers of two.
     step = step.astype(weights.dtype)
+    if isinstance(spec.rule.formats[0], BinaryFormat):
+        step = step.at[0].set(jnp.max(jnp.abs(weights)))
     weights, inputs, scale = weights * (1.0 / step[0]), inputs * (1.0 / step[1]), step[0] * step[1]
     return multiply_levels(
         spec.rule.multiplier, spec.product, integer_bits(spec.rule), spec.signed, weights, inputs, scale
@@ -225,7 +228,7 @@ def _forward(spec: Spec, weights: jax.Array, inputs: jax.Array, step: jax.Array)
 
 
 def integer_bits(rule: LayerRule) -> tuple[int, int]:
-    """Widths of weights and inputs of a rule without named formats for them."""
+    """Widths of weights and inputs of a rule whose multiplier takes integers."""
     return int(rule.bits[0]), int(rule.bits[1])
 
 
@@ -246,10 +249,12 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
     if rule.learn and (rule.multiplier or rule.laps):
         mechanism = "a multiplier of integers" if rule.multiplier else "a precision controller"
         raise ValueError(f"expected given widths for {mechanism}, got learned ones; set learn=False")
-    if (rule.laps and any(rule.formats)) or (rule.multiplier and any(rule.formats[:2])):
+    is_binary = isinstance(rule.formats[0], BinaryFormat) and isinstance(rule.multiplier, LookUp)
+    multiplied = rule.formats[1:2] if is_binary else rule.formats[:2]
+    if (rule.laps and any(rule.formats)) or (rule.multiplier and any(multiplied)):
         raise ValueError(
             "expected operands in bits for a multiplier of integers, and all widths in bits for a controller, got a "
-            "named format; give bits, or drop the mechanism"
+            "named format; give bits (or \"binary\" weights for look-up), or drop the mechanism"
         )
     if rule.saved:
         saved_bytes(by_role(product, product.lhs_shape, product.rhs_shape)[1], rule.saved)
@@ -262,8 +267,8 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
             )
     if rule.multiplier:
         values = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (product.lhs_shape, product.rhs_shape)]
-        multiplied = partial(multiply_levels, rule.multiplier, product, integer_bits(rule), signed)
-        jax.eval_shape(multiplied, *by_role(product, *values), jax.ShapeDtypeStruct((), jnp.float32))
+        trial = partial(multiply_levels, rule.multiplier, product, integer_bits(rule), signed)
+        jax.eval_shape(trial, *by_role(product, *values), jax.ShapeDtypeStruct((), jnp.float32))
 
 
 def _quantise_errors(spec: Spec, error: jax.Array, formats: Formats, seed: jax.Array | None) -> list[jax.Array]:

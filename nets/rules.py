@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nets.fixed_point import FLOAT_BITS, SIGNIFICAND_BITS
-from nets.formats import Format, find_format
+from nets.formats import BinaryFormat, Format, find_format
 from nets.multipliers import Multiplier
 from nets.saved_activations import LocalFormat
 
@@ -56,7 +56,7 @@ class LayerRule:
 
     Attributes:
       weights, inputs: widths of the operands of its products, or names of other formats (`nets.formats.FORMATS`), such
-        as "fp8_e4m3", which are not trained.
+        as "fp8_e4m3", which are not trained. Weights may be "binary": one bit.
       input_grad, weight_grad: likewise of the error in the two backward passes.
       learn: whether these widths are trained.
       masks: whether ReLUs and max poolings after it keep packed masks for their backward pass.
@@ -139,6 +139,11 @@ class PrecisionRules:
                 raise ValueError(
                     f"expected 2 to {SIGNIFICAND_BITS} bits, or {FLOAT_BITS} for float32, got {rule.bits} in the rule "
                     f"{pattern!r}; change that rule"
+                )
+            if any(isinstance(named, BinaryFormat) for named in rule.formats[1:]):
+                raise ValueError(
+                    f"expected binary weights at most, got binary inputs or errors in the rule {pattern!r}; give them a "
+                    f"width or another format"
                 )
         first = [self.pattern(name) for name in names]
         for pattern in self.rules:

@@ -13,6 +13,7 @@ from nets.precision import LayerRule, PrecisionRules, freeze, init_precision
 from nets.transform import quantize
 
 KEY = jax.random.key(0)
+ANY_OPERAND = [name for name in FORMATS if name != "binary"]  # which is for weights
 DTYPES = {"fp16": jnp.float16, "bf16": jnp.bfloat16, "fp8_e4m3": jnp.float8_e4m3fn, "fp8_e5m2": jnp.float8_e5m2}
 
 
@@ -46,7 +47,7 @@ def test_floats_round_as_jax_converts_and_keep_every_number(name):
     )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ANY_OPERAND)
 def test_stochastic_rounding_is_unbiased(name):
     words = jnp.arange(2**14, dtype=jnp.uint32) << 18
     fmt = FORMATS[name]
@@ -87,6 +88,15 @@ def test_range_lies_at_the_upper_end_of_narrow_floats():
     np.testing.assert_array_equal(slope, [1.0, 1.0, 0.0])
 
 
+def test_signs_by_hand():
+    x, top = jnp.array([0.3, -0.9, 0.0, 1.0]), jnp.array(0.5)
+    binary = FORMATS["binary"]
+    np.testing.assert_array_equal(formats.quantise(x, top, binary), [0.5, -0.5, 0.5, 0.5])  # 2**round(log2(0.55))
+    slope = jax.grad(lambda x: jnp.sum(formats.quantise(x, top, binary)))(x)
+    np.testing.assert_array_equal(slope, [1.0, 0.0, 1.0, 0.0])
+    assert bool(jnp.all(jnp.isfinite(formats.quantise(jnp.zeros(3), top, binary))))
+
+
 def fn(params, x):
     return jax.nn.relu(x @ params["first"]["kernel"]) @ params["second"]["kernel"]
 
@@ -102,7 +112,7 @@ def setup(rule):
     return params, x, precision, state
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ANY_OPERAND)
 def test_a_rule_names_the_format_of_each_operand_and_error(name):
     params, x, precision, state = setup(LayerRule(name, 8, name, 6))
     width = FORMATS[name].width
@@ -127,8 +137,11 @@ def test_a_rule_names_the_format_of_each_operand_and_error(name):
 def test_unknown_names_and_impossible_combinations_are_errors():
     with pytest.raises(ValueError, match=r"expected a format among fp16, bf16, .*, got 'fp4'; or give a width in bits"):
         setup(LayerRule("fp4"))
-    with pytest.raises(ValueError, match=r"expected operands in bits for a multiplier of integers.*layer 'first'"):
-        setup(LayerRule("fp16", learn=False, multiplier=BitSlices()))
+    for name in ("fp16", "binary"):
+        with pytest.raises(ValueError, match=r"expected operands in bits for a multiplier of integers.*layer 'first'"):
+            setup(LayerRule(name, learn=False, multiplier=BitSlices()))
+    with pytest.raises(ValueError, match=r"got binary inputs or errors in the rule '\*'; give them a width"):
+        setup(LayerRule("binary", "binary"))
 
 
 def test_the_last_block_may_be_shorter():

@@ -100,6 +100,13 @@ def test_a_rule_switches_look_up_on_without_changing_a_bit(name, positive):
     chex.assert_trees_all_equal(plain, looked_up)
 
 
+@pytest.mark.parametrize("name", ["weights on the left", "conv"])
+def test_weights_of_one_bit_are_looked_up_without_changing_a_bit(name):
+    plain, looked_up = (evaluate(name, multiplier, bits=("binary", 6)) for multiplier in (None, LookUp()))
+    chex.assert_trees_all_equal(plain[:2], looked_up[:2])
+    np.testing.assert_array_equal(plain[2].bits(), [[1.0, 6.0, 8.0, 8.0]])
+
+
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_decomposed_product_is_the_product_rounded_to_fp16(name, positive):

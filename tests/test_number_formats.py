@@ -35,6 +35,7 @@ def traced():
         ((8, 6, 4, 3), "input_grad", "fixed", [8, 4]),
         ((8, 6, 4, 3), "weight_grad", "fixed", [6, 3]),
         (("block8", "block4", 8, 8), "forward", "fixed", [8, 4]),
+        (("binary", 8, 8, 8), "forward", "fixed", [1, 8]),
         (("fp8_e4m3", "fp8_e4m3", "fp8_e5m2", "fp8_e5m2"), "input_grad", "fp8", [8, 8]),
         (("fp16", 4, 8, 8), "forward", "fp16", [16, 16]),
         ((4, 4, "bf16", "fp16"), "input_grad", "bf16", [16, 16]),
