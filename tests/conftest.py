@@ -12,12 +12,3 @@ def x64():
     """Double precision for one test: exact counts and finite-difference gradients."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def compiled_quickly():
-    """XLA without LLVM's optimisations, for modules that wait for compilation above all and look at no last bits."""
-    name = "jax_disable_most_optimizations"
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, False)

@@ -15,8 +15,6 @@ from nets.data import batches
 from nets.dataset_files import load_dataset
 from nets.noise import no_noise
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 MIN_BITS, MAX_BITS = 6, 10
 NUM_STEPS = 20
 PHASES = {

@@ -20,8 +20,6 @@ from hw.schedule import evaluate_step
 from hw.step import make_step
 from tests.test_schedule import WIDTH, mappings, two_layer_step
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 evaluated_in_turn, evaluated_on = jax.jit(evaluate_step), jax.jit(evaluate_cores)
 
 

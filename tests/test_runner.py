@@ -31,8 +31,6 @@ from hw.operation import stack_operations
 from hw.schedule import evaluate_step
 from nets.dataset_files import load_dataset
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CONFIG = Config(
     model=ModelConfig("mlp"),
     train=TrainConfig(pretrain_epochs=1, epochs=2, finetune_epochs=1),

@@ -13,8 +13,6 @@ from nets.data import Examples, load_digits_dataset, take
 from nets.models import make_model
 from nets.training import TrainState, accuracy, cross_entropy, evaluate, fit, make_train_step, split_model
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SHAPE = (8, 8, 1)
 
 
