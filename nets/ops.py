@@ -254,7 +254,7 @@ def check_rule(product: Product, rule: LayerRule, signed: tuple[bool, bool]) -> 
     if (rule.laps and any(rule.formats)) or (rule.multiplier and any(multiplied)):
         raise ValueError(
             "expected operands in bits for a multiplier of integers, and all widths in bits for a controller, got a "
-            "named format; give bits (or \"binary\" weights for look-up), or drop the mechanism"
+            'named format; give bits (or "binary" weights for look-up), or drop the mechanism'
         )
     if rule.saved:
         saved_bytes(by_role(product, product.lhs_shape, product.rhs_shape)[1], rule.saved)
