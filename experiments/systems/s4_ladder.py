@@ -19,6 +19,7 @@ from hw.schedule import StepCost
 
 # Of inputs behind ReLUs, of errors, and of what a mask lets through: half, unless a network is measured (as S5's is).
 DENSITY = Assumption(0.5, 0.3, 0.8, "share of inputs, errors and masks that is not zero")
+GROWTH = 20  # bits that a sum may grow by: a weight gradient of ResNet-18 is one of 8 x 112 x 112 products
 CNN = {"conv1": (3, 3, 1, 16), "conv2": (3, 3, 16, 32), "dense1": (128, 64), "dense2": (64, 10)}
 
 
@@ -80,7 +81,8 @@ def nets(quick: bool) -> dict[str, Net]:
 def chip_for(scheme: Scheme) -> Chip:
     """256 MACs at 28 nm with 288 KiB, register ports as wide as the style needs."""
     integer = scheme.style == "fixed"
-    mac = make_mac(scheme.style, (scheme.width, scheme.width) if integer else None)
+    widths = (scheme.width, scheme.width) if integer else None
+    mac = make_mac(scheme.style, widths, accumulator_bits=2 * scheme.width + GROWTH if integer else None)
     return make_chip(rows=16, columns=16, mac=mac, register_bandwidth_bits=64 if integer else 128, node_nm=28)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from codesign import Workload, trace
 from codesign.evaluation import evaluate
+from codesign.mapper import check_legal
 from codesign.objective import full_density
 from codesign.uncertainty import own_and_drawn, step_under_each
 from hw.chip import Chip
@@ -74,15 +75,18 @@ def bits_without_masks(workload: Workload, tensor_bits: jax.Array, width: float)
 
 
 def cost_variant(variant: Variant, evaluations: int, samples: int = 0) -> StepCost:
-    """Cost of a step under the mappings found for it; with a leading axis: as it is, then under drawn technologies."""
+    """Cost of a step under the mappings found for it; with a leading axis: as it is, then under drawn technologies.
+
+    Raises:
+      ValueError: an operation that the chip cannot run; names it and what does not fit.
+    """
     workload, chip = variant.workload, dataclasses.replace(variant.chip, resident_fraction=jnp.asarray(RESIDENT))
     step, widths = workload.step, workload.operation_bits(variant.bits)
     if variant.runs is not None:
         step = dataclasses.replace(step, multiplicity=step.multiplicity * variant.runs)
     tensor_bits = workload.tensor_bits(variant.bits) if variant.tensor_bits is None else variant.tensor_bits
     found = evaluate(chip, step, widths, tensor_bits, KEY, evaluations=evaluations, num_best=1)
-    if float(found.cost.violation.max()) > 0:
-        raise ValueError("expected a chip that can run the workload, got no legal mapping; enlarge its memories")
+    check_legal(found.cost.violation, chip, workload.labels)
     accesses = jax.tree.map(lambda x: x[:, 0], found.candidates.accesses)
     if variant.stored is not None:
         accesses = jax.vmap(store_sparse)(accesses, variant.stored)
@@ -100,7 +104,7 @@ def cost_cores(
     samples: int = 0,
     tensor_bits: jax.Array | None = None,
 ) -> StepCost:
-    """As `cost_variant`, on several cores; `core` is that of each slot, (slots,)."""  # fmt: skip
+    """As `cost_variant`, on several cores; `core` is that of each slot, (slots,)."""
     step, widths = workload.step, workload.operation_bits(bits)
     tensor_bits = workload.tensor_bits(bits) if tensor_bits is None else tensor_bits
     cores = make_cores([dataclasses.replace(chip, resident_fraction=jnp.asarray(RESIDENT)) for chip in chips])
@@ -119,6 +123,8 @@ def cost_cores(
         return evaluate_cores(Cores(drawn_chips), step, schedule, accesses, widths, tensor_bits, density)
 
     costs = under_each(own_and_drawn(chips[0].technology, samples))
-    if float(costs.violation[0].max()) > 0:
-        raise ValueError("expected cores that can run the workload, got no legal mapping; enlarge their memories")
+    core_of_operation = np.asarray(schedule.core)[np.asarray(step.operation_slot)]
+    for number, chip in enumerate(cores.chips):
+        rows = np.flatnonzero(core_of_operation == number)
+        check_legal(costs.violation[0][rows], chip, [workload.labels[row] for row in rows])
     return costs
