@@ -10,6 +10,7 @@ import numpy as np
 from hw.arithmetic import FLOAT_STYLES
 from hw.chip import Chip
 from hw.chips import CHIPS, PRESETS, Preset
+from hw.chips.mechanisms import MECHANISMS
 from hw.technology import unknown
 from hw.units import KIB, MHZ, MM2
 
@@ -40,14 +41,15 @@ def list_chips() -> list[dict[str, Any]]:
 
 
 def explain_chip(name: str) -> dict[str, Any]:
-    """Facts with sources, modes, assumptions with ranges, and the chip that the cost model makes of them.
+    """Facts with sources, modes, mechanisms, assumptions with ranges, and the chip that the cost model makes of them.
 
     Raises:
       ValueError: no such chip; names the nearest.
     """
     if name in CHIPS:
-        return {"name": name, "title": _title(CHIPS[name]), "facts": [], "assumptions": [], "modes": [], "chips": [
-            {"mode": "-"} | describe(CHIPS[name]())]}  # fmt: skip
+        nothing: dict[str, Any] = {kind: [] for kind in ("facts", "modes", "mechanisms", "assumptions")}
+        chip = {"mode": "-"} | describe(CHIPS[name]())
+        return {"name": name, "title": _title(CHIPS[name]), **nothing, "chips": [chip]}
     if name not in PRESETS:
         raise ValueError(unknown("chip", name, [*CHIPS, *PRESETS]))
     preset = PRESETS[name]
@@ -62,6 +64,9 @@ def explain_chip(name: str) -> dict[str, Any]:
                 "num_macs": mode.num_macs or "assumed", "bits": mode.bits or "assumed", "source": mode.source,
             }
             for key, mode in preset.modes.items()
+        ],
+        "mechanisms": [
+            {"name": key, "switch": MECHANISMS[key], "source": source} for key, source in preset.mechanisms.items()
         ],
         "chips": [{"mode": key} | describe(preset.make(key)) for key in preset.modes],
     }  # fmt: skip

@@ -84,7 +84,9 @@ class CostCommand:
     bits: Annotated[int, Between(1, 32)] = 8
     """Bits of weights, inputs and backward errors, in every layer."""
     chip: str = "edge_trainer"
-    """Name of a chip in hw/chips."""
+    """Name of a chip, such as `chips` lists; also a published one."""
+    mode: str | None = None
+    """Mode of a published chip; by default the narrowest that holds the bits."""
     rows: Count | None = None
     """Rows of its MAC array instead of the chip's own."""
     columns: Count | None = None
@@ -320,8 +322,9 @@ def _chips(command: ChipsCommand) -> None:
         _show([_rows_table("Chips", chips)], {"chips": chips}, command.as_json)
         return
     told = explain_chip(command.name)
-    headings = {"facts": "public facts", "modes": "modes", "assumptions": "assumptions", "chips": "as costed"}
-    tables = [_rows_table(f"{told['title']}: {heading}", told[key]) for key, heading in headings.items() if told[key]]
+    headings = {"facts": "public facts", "chips": "as costed"}
+    kinds = ("facts", "modes", "mechanisms", "assumptions", "chips")
+    tables = [_rows_table(f"{told['title']}: {headings.get(kind, kind)}", told[kind]) for kind in kinds if told[kind]]
     _show(tables, told, command.as_json)
 
 
@@ -359,6 +362,7 @@ def _cost(command: CostCommand) -> None:
             chip,
             command.evaluations,
             command.skip_after_epochs,
+            command.mode,
         )
     title = f"{command.model} on {command.chip}, {command.bits} bit"
     steps = {

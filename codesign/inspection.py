@@ -13,16 +13,18 @@ from codesign.config import ChipConfig
 from codesign.cost_report import compile_costs, describe_cost, describe_operations, inference_cost, training_cost
 from codesign.evaluation import Evaluated, evaluate_chip
 from codesign.onnx_reader import OnnxFunction, read_onnx
-from codesign.problem import load_chip, load_model, trace_network
+from codesign.problem import load_chip, load_model, load_published, trace_network
 from codesign.tracing import Workload, trace
 from codesign.zigzag_workloads import ZigzagFunction, read_zigzag_workload
 from hw.chip import Chip
+from hw.chips import PRESETS
 from nets import LayerRule, PrecisionRules
 from nets.data import batches
 from nets.dataset_files import load_dataset
 from nets.low_bit_training import fit_low_bit, left_work
 from nets.training import split_model
 
+SKIPPING = ("zero skipping", "slice skipping")
 _READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {
     ".onnx": read_onnx,
     ".yaml": read_zigzag_workload,
@@ -58,24 +60,26 @@ def cost_model(
     chip: ChipConfig,
     evaluations: int,
     skip_after_epochs: int = 0,
+    mode: str | None = None,
 ) -> dict[str, Any]:
     """Cost of one training step, and of one inference of a single sample, with the same bits everywhere.
 
     Args:
       model, data, batch_size: as `trace_model`.
       bits: of weights, inputs and backward errors.
-      chip: preset and what differs from it.
+      chip: preset and what differs from it; the preset may be a published chip.
       evaluations: mappings tried per operation.
       skip_after_epochs: epochs of training with these bits after which densities are measured; 0 skips nothing.
+      mode: of a published chip, by default its narrowest for these bits.
 
     Returns:
       "density", the share of the work left by operation, None where nothing is skipped; "training_step" and
       "inference", each what `codesign.cost_report.describe_cost` tells, and its "operations".
 
     Raises:
-      ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits.
+      ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits, or skips nothing.
     """
-    built, key = load_chip(chip), jax.random.key(0)
+    built, key = _build(chip, bits, mode, skips=skip_after_epochs > 0), jax.random.key(0)
     training = _workload(model, data, batch_size)
     uniform: Any = np.full((1 + int(np.max(training.product)), 4), float(bits), np.float32)
 
@@ -100,6 +104,14 @@ def cost_model(
     density = None if shares is None else dict(zip(training.labels, shares, strict=True))
     told = {"model": model, "chip": chip.preset, "bits": bits, "batch_size": batch_size, "density": density}
     return told | {name: describe_cost(one) | {"operations": describe_operations(one)} for name, one in costed.items()}
+
+
+def _build(config: ChipConfig, bits: int, mode: str | None, *, skips: bool) -> Chip:
+    if config.preset in PRESETS:
+        return load_published(config, bits, mode, SKIPPING if skips else ())
+    if mode is not None:
+        raise ValueError(f"expected no mode for {config.preset!r}, got {mode!r}; only published chips have modes")
+    return load_chip(config)
 
 
 def _left_work(model: str, data: str, batch_size: int, bits: int, epochs: int, chip: Chip) -> jax.Array:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from codesign.objective import BUDGETS
 from codesign.tracing import Workload, trace
 from hw.arithmetic import make_mac
 from hw.chip import Chip
-from hw.chips import CHIPS
+from hw.chips import CHIPS, PRESETS
 from hw.technology import make_technology, unknown
 from hw.units import MILLIWATT, MM2
 from nets.data import Dataset, stratified_places, take
@@ -44,7 +44,10 @@ _FREE_VARIABLES = {
     "bandwidth": ("local_bandwidth_bits", "shared_bandwidth_bits"),
     "shared_kib": ("shared_kib", "resident_fraction"),
 }
+_CHIP_SETTINGS = ("rows", "columns", "local_kib", "shared_kib", "vdd", "node_nm")
 _CALIBRATION_SAMPLES = 256
+# Of the shared SRAM, for tensors that stay between operations: the default of make_chip, which published chips do not tell.
+RESIDENT = 0.5
 
 
 class Tasks(NamedTuple):
@@ -145,15 +148,42 @@ def load_chip(config: ChipConfig) -> Chip:
     Raises:
       ValueError: an unknown preset, or numbers that no chip can have.
     """
+    if config.preset in PRESETS:
+        raise ValueError(
+            f"chip.preset: expected a chip to start a search from, {' or '.join(CHIPS)}, got the published chip "
+            f"{config.preset!r}; `cost --chip {config.preset}` tells what a network costs on it"
+        )
     if config.preset not in CHIPS:
-        raise ValueError(f"chip.preset: {unknown('chip', config.preset, CHIPS)}")
+        raise ValueError(f"chip.preset: {unknown('chip', config.preset, [*CHIPS, *PRESETS])}")
     chip = CHIPS[config.preset]()
     if config.node_nm is not None:
         technology = make_technology(int(config.node_nm))
         vdd = jnp.asarray(technology["supply.vdd"], chip.vdd.dtype)
         chip = dataclasses.replace(chip, technology=technology, vdd=vdd)
-    given = {name: getattr(config, name) for name in ("rows", "columns", "local_kib", "shared_kib", "vdd")}
+    given = {name: getattr(config, name) for name in _CHIP_SETTINGS if name != "node_nm"}
     return with_values(chip, {name: jnp.asarray(float(value)) for name, value in given.items() if value is not None})
+
+
+def load_published(config: ChipConfig, bits: float, mode: str | None = None, mechanisms: Sequence[str] = ()) -> Chip:
+    """A published chip in a mode, at the settings' supply or its own.
+
+    Args:
+      config: its preset is one of `PRESETS`; of the rest only the supply can be set.
+      bits: of the operands.
+      mode: one of the preset's; by default the narrowest for these bits.
+      mechanisms: those of `hw.chips.mechanisms` of which the chip must have one.
+
+    Raises:
+      ValueError: an unknown mode, mechanisms that the chip lacks, or a setting for what the preset tells.
+    """
+    preset = PRESETS[config.preset]
+    preset.require_one(*mechanisms)
+    if own := [name for name in _CHIP_SETTINGS if name != "vdd" and getattr(config, name) is not None]:
+        raise ValueError(
+            f"expected {preset.title} as it was published, got {', '.join(own)} for it; of it only vdd is free"
+        )
+    chip = preset.make(preset.mode_for(bits) if mode is None else mode, config.vdd)
+    return dataclasses.replace(chip, resident_fraction=jnp.asarray(RESIDENT))
 
 
 def design_space(chip: Chip, free: tuple[str, ...]) -> DesignSpace:

@@ -22,6 +22,7 @@ def test_a_chip_is_explained_number_by_number(capsys):
     found = told(capsys, "in_situ_trainer")
     assert {row["name"]: row["value"] for row in found["facts"]}["memory_vdd"] == 0.63
     assert all(row["source"] for row in found["facts"] + found["modes"])
+    assert [row["name"] for row in found["mechanisms"]] == ["masks", "cores by pass", "update unit"]
     (macs,) = (row for row in found["assumptions"] if row["name"] == "num_macs")
     assert macs["low"] < macs["value"] < macs["high"] and found["chips"][0]["num_macs"] == macs["value"]
     chip = PRESETS["in_situ_trainer"].make("8 bit")

@@ -10,6 +10,7 @@ import yaml
 
 import hw
 from hw.chips import PRESETS
+from hw.chips.mechanisms import MECHANISMS
 from hw.chips.preset import COMMON
 
 FOLDER = Path(hw.__file__).parent
@@ -72,6 +73,30 @@ def test_what_a_preset_holds_is_sourced_and_what_it_assumes_has_a_range(name):
     for assumption in preset.assumed().values():
         assert 0 < assumption.low <= assumption.value <= assumption.high and assumption.low < assumption.high
         assert len(assumption.reason) > 10
+
+
+def test_mechanisms_are_switches_of_the_model_with_a_source():
+    used = {mechanism for preset in PRESETS.values() for mechanism in preset.mechanisms}
+    assert used == set(MECHANISMS), "a mechanism that no chip has, or one that the model does not have"
+    assert all(len(source) > 5 for preset in PRESETS.values() for source in preset.mechanisms.values())
+    PRESETS["lnpu"].require_one("slice skipping", "zero skipping")
+    with pytest.raises(
+        ValueError, match=r"expected a chip with masks or freezing, got HNPU.*its mechanisms: slice skipping"
+    ):
+        PRESETS["hnpu"].require_one("masks", "freezing")
+    with pytest.raises(ValueError, match="expected a known mechanism, got 'mask'; the nearest is 'masks'"):
+        PRESETS["hnpu"].require_one("mask")
+
+
+def test_the_mode_for_some_bits_is_the_narrowest_that_holds_them():
+    assert [PRESETS["dnpu"].mode_for(bits) for bits in (3, 4, 5, 16, 32)] == [
+        "4 bit",
+        "4 bit",
+        "8 bit",
+        "16 bit",
+        "16 bit",
+    ]
+    assert PRESETS["lnpu"].mode_for(9) == "fp16" and PRESETS["cnnp_v2"].mode_for(9) == "full"
 
 
 @pytest.mark.parametrize("name", PRESETS)

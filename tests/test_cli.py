@@ -240,8 +240,8 @@ def test_trace_lists_the_passes_of_every_layer(capsys):
     assert "conv" in captured.err
 
 
-def test_cost_of_a_preset(capsys):
-    arguments = ["cost", "--model", "mlp", "--batch-size", "8", "--evaluations", "32", "--json"]
+def test_cost_on_a_published_chip(capsys):
+    arguments = ["cost", "--chip", "hnpu", "--model", "mlp", "--batch-size", "8", "--evaluations", "32", "--json"]
     assert cli.main(arguments) == 0
     captured = capsys.readouterr()
     costs = json.loads(captured.out)
@@ -279,6 +279,13 @@ def test_folder_with_one_npz_file_is_told_to_name_the_file(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--chip", "edge_triner"], "edge_trainer"),
+        (["--mode", "8 bit"], "expected no mode for 'edge_trainer'"),
+        (
+            ["--chip", "unpu", "--mode", "4bit"],
+            "expected a known mode of UNPU (ISSCC 2018), got '4bit'; the nearest is '4 bit'",
+        ),
+        (["--chip", "unpu", "--rows", "3"], "got rows for it"),
+        (["--chip", "eyeriss", "--skip-after-epochs", "1"], "expected a chip with zero skipping or slice skipping"),
         (["--model", "no.such:thing"], "no.such"),
         (["--data", "nowhere"], "nowhere"),
     ],

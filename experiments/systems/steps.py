@@ -12,6 +12,7 @@ from codesign import Workload, trace
 from codesign.evaluation import evaluate
 from codesign.mapper import check_legal
 from codesign.objective import full_density
+from codesign.problem import RESIDENT
 from codesign.uncertainty import own_and_drawn, step_under_each
 from hw.chip import Chip
 from hw.cores import Cores, choose_core, evaluate_cores, make_cores
@@ -20,7 +21,6 @@ from hw.schedule import StepCost
 from hw.sparse import store_sparse
 from hw.technology import Technology
 
-RESIDENT = 0.5  # share of the shared SRAM for tensors that stay between operations, the default of make_chip
 KEY = jax.random.key(0)
 
 

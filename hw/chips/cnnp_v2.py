@@ -7,5 +7,8 @@ CNNP_V2 = Preset(
     node_nm=Fact(65, "abstract, doi 10.1109/AICAS.2019.8771617"),
     clock=Fact(((0.48, 10e6),), "abstract"),
     modes={"full": Mode("fixed", 1024, None, "abstract for the number of MACs")},
+    mechanisms={
+        "shifted inputs": "abstract: one-dimensional shift convolution, distributed memory",
+    },
     assumptions={"operand_bits": Assumption(16, 8, 16, "not public; 16 recalled, low confidence")},
 )

@@ -12,6 +12,11 @@ HNPU = Preset(
         )
         for bits in (16, 12, 8, 4)
     },
+    mechanisms={
+        "slice skipping": "abstract: in-out slice skipping",
+        "shared accumulation": "abstract: reconfigurable accumulation network",
+        "update unit": "abstract: one core for momentum and Adam",
+    },
     assumptions={
         "num_macs": Assumption(1024, 256, 4096, "slice multipliers; not public"),
         "lanes": Assumption(4, 1, 16, "slices in lock-step, skipped only if all are zero; not public"),

@@ -11,4 +11,7 @@ LNPU = Preset(
         "fp8": Mode("fp8", 1536, (8, 8), "derived from 600 GOPS at 200 MHz"),
         "fp16": Mode("fp16", 768, (16, 16), "derived from 300 GOPS at 200 MHz"),
     },
+    mechanisms={
+        "zero skipping": "abstract: zero inputs",
+    },
 )

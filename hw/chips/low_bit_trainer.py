@@ -10,6 +10,10 @@ LOW_BIT_TRAINER = Preset(
         f"{bits} bit": Mode("fusion", None, (bits, bits), "bit-flexible fixed point: abstract", (16, 16), slice_bits=4)
         for bits in (16, 8, 4)
     },
+    mechanisms={
+        "local quantisation": "abstract",
+        "freezing": "abstract: computation freezing",
+    },
     assumptions={
         "num_macs": Assumption(256, 64, 1024, "units of 16 x 16 bits; not public"),
         "local_bits": Assumption(4, 4, 8, "width of what is kept for the backward pass; not public"),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from hw.arithmetic import INTEGER_STYLES, make_mac
 from hw.chip import Chip, make_chip
+from hw.chips.mechanisms import MECHANISMS
 from hw.technology import Technology, make_technology, unknown
 
 
@@ -84,6 +85,7 @@ class Preset:
       sram_kib: SRAM on the chip, None where it is not public.
       register_bits: registers beside each MAC, None where it is not public.
       memory_vdd: supply of the SRAM in volts where it is not that of the array.
+      mechanisms: what the chip does beyond its MACs, by the names of `hw.chips.mechanisms`, and where that stands.
       assumptions: what this chip does not tell and others do, by name.
     """
 
@@ -94,6 +96,7 @@ class Preset:
     sram_kib: Fact | None = None
     register_bits: Fact | None = None
     memory_vdd: Fact | None = None
+    mechanisms: Mapping[str, str] = field(default_factory=dict)
     assumptions: Mapping[str, Assumption] = field(default_factory=dict)
 
     def assumed(self) -> dict[str, Assumption]:
@@ -104,6 +107,25 @@ class Preset:
         idle |= {"kib_per_mac"} if self.sram_kib else set()
         idle |= {"register_bits"} if self.register_bits else set()
         return {name: it for name, it in COMMON.items() if name not in idle} | dict(self.assumptions)
+
+    def require_one(self, *mechanisms: str) -> None:
+        """Checks that the chip has one of some mechanisms, before it is switched on.
+
+        Raises:
+          ValueError: it has none of them, or there is none of that name; says what it has.
+        """
+        for name in mechanisms:
+            if name not in MECHANISMS:
+                raise ValueError(unknown("mechanism", name, MECHANISMS))
+        if mechanisms and not set(mechanisms) & set(self.mechanisms):
+            has = ", ".join(self.mechanisms) or "none"
+            raise ValueError(f"expected a chip with {' or '.join(mechanisms)}, got {self.title}; its mechanisms: {has}")
+
+    def mode_for(self, bits: float) -> str:
+        """The narrowest mode whose first operand holds so many bits, or the widest if none does."""
+        widths = {mode: self.bits(mode)[0] for mode in self.modes}
+        fits = [mode for mode, width in widths.items() if width >= bits]
+        return min(fits, key=widths.__getitem__) if fits else max(widths, key=widths.__getitem__)
 
     def technology(self) -> Technology:
         """Constants of the chip's process."""

@@ -10,5 +10,10 @@ ROW_PIPELINE_TRAINER = Preset(
         "fxp4": Mode("fixed", None, (4, 4), "fixed-point MACs of 4 bits for convolutions: abstract"),
         "fp16": Mode("fp16", None, (16, 16), "fp16 units: abstract"),
     },
+    mechanisms={
+        "freezing": "abstract: convolutions and batch normalisations",
+        "decomposed products": "abstract",
+        "row pipeline": "abstract",
+    },
     assumptions={"num_macs": Assumption(256, 64, 1024, "fixed-point MACs; not public")},
 )

@@ -13,5 +13,8 @@ SIBIA = Preset(
         f"{bits} bit": Mode("slices", None, (4 * count, 4 * count), _SLICES, (16, 16), slice_bits=4)
         for bits, count in ((7, 2), (10, 3), (13, 4))
     },
+    mechanisms={
+        "slice skipping": "abstract: signed slices that are zero",
+    },
     assumptions={"num_macs": Assumption(3072, 768, 6144, "slice multipliers; not public at hand")},
 )

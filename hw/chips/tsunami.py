@@ -7,5 +7,8 @@ TSUNAMI = Preset(
     node_nm=Fact(65, "recalled, low to medium confidence"),
     clock=Fact(((0.78, 50e6),), "abstract"),
     modes={"fp8": Mode("fp8", None, (8, 8), "abstract for FP8")},
+    mechanisms={
+        "zero skipping": "abstract: coarse and fine zeros",
+    },
     assumptions={"num_macs": Assumption(1024, 512, 2048, "not public; like LNPU")},
 )
