@@ -1,7 +1,8 @@
 """The published systems S1 to S8 reproduced: what they report beside what we find, and each mechanism switched off in turn.
 
-    python -m experiments.table_systems                       # all eight; some ten minutes on two cores
-    python -m experiments.table_systems --only S5 --json
+    python -m experiments.table_systems                       # all eight; some twenty minutes on two cores
+    python -m experiments.table_systems --only S5 --json > s5.json
+    python -m experiments.table_systems --measured s*.json    # those in the files as they are, the others measured now
     python -m experiments.table_systems --page docs/systems.md --plot docs/images   # renews the page's tables and pictures
     python -m experiments.table_systems --quick               # few samples, short training: only to see it work
 
@@ -23,6 +24,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from experiments.systems.pictures import plot_ablations, plot_headlines, plot_ladder
 from experiments.systems.record import Figure, System
 from experiments.table_silicon import ROUNDING, replace_between
 from hw.technology import unknown
@@ -97,6 +99,25 @@ def measure_system(name: str, quick: bool) -> System:
     return importlib.import_module(f"experiments.systems.{MODULES[name]}").measure_system(quick)
 
 
+def read_measured(paths: Sequence[Path]) -> dict[str, Any]:
+    """Systems by their short name, from what earlier runs printed with --json.
+
+    Raises:
+      ValueError: a file that is not such JSON.
+    """
+    systems: dict[str, Any] = {}
+    for path in paths:
+        try:
+            systems |= json.loads(path.read_text())["systems"]
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"expected {path} to hold what --json printed, got {type(error).__name__}: {error}"
+            ) from error
+    if unfit := [name for name in systems if name not in MODULES]:
+        raise ValueError(unknown("system", unfit[0], MODULES))
+    return systems
+
+
 def show(table: Map[str, Any]) -> None:
     """Print the table for people."""
     rich = Table(title="Published systems")
@@ -156,53 +177,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def plot_headlines(table: Map[str, Any], path: Path) -> None:
-    """Ours over published for every headline that is published and not zero, with intervals; the line is equality."""
-    import matplotlib.pyplot as plt  # half a second to import: only who plots pays for it
-
-    rows = [
-        (f"{name} {row['name']}", row)
-        for name, system in table["systems"].items()
-        for row in system["headlines"]
-        if row["ratio"] and row["low"] > 0
-    ]
-    figure, axis = plt.subplots(figsize=(8, 0.26 * len(rows) + 1))
-    for place, (_, row) in enumerate(rows):
-        published = row["published"]
-        axis.plot([row["low"] / published, row["high"] / published], [place] * 2, color="0.6", linewidth=2)
-        axis.scatter(row["ratio"], place, color="C0" if row["inside"] else "C3", zorder=2, s=18)
-    axis.axvline(1.0, color="black", linewidth=1)
-    axis.set(xscale="log", xlabel="ours / published", yticks=range(len(rows)))
-    axis.set_yticklabels([label for label, _ in rows], fontsize="x-small")
-    axis.invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def plot_ablations(table: Map[str, Any], path: Path) -> None:
-    """Every number of every ablation as a bar, a panel for each system."""
-    import matplotlib.pyplot as plt
-
-    systems = {name: system["ablation"] for name, system in table["systems"].items() if system["ablation"]}
-    heights = [1 + sum(map(len, ablation.values())) for ablation in systems.values()]
-    figure, axes = plt.subplots(
-        len(systems), 1, figsize=(8, 0.24 * sum(heights) + 1), height_ratios=heights, squeeze=False
-    )
-    for axis, (name, ablation) in zip(axes[:, 0], systems.items(), strict=True):
-        bars = [(f"{what}: {key}", value) for what, row in ablation.items() for key, value in row.items()]
-        axis.barh([label for label, _ in bars], [value for _, value in bars], color="C0")
-        axis.tick_params(labelsize="x-small")
-        axis.set_title(name, fontsize="small", loc="left")
-        axis.invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def main(
     only: tuple[str, ...] = (),
     quick: bool = False,
+    measured: tuple[Path, ...] = (),
     page: Path | None = None,
     plot: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -210,19 +188,24 @@ def main(
     """Compare and tabulate.
 
     Args:
-      only: systems, S1 to S8; by default all.
+      only: systems to measure, S1 to S8; by default all that are not in `measured`.
       quick: few samples and short training, to see it work.
+      measured: files with the JSON of earlier runs, told beside what is measured now.
       page: Markdown file whose tables of systems are renewed, docs/systems.md.
-      plot: folder for the pictures of headlines and ablations.
+      plot: folder for the pictures of headlines, ablations and the ladder.
       as_json: print one JSON object instead of the table.
     """
     for name in only:
         if name not in MODULES:
             raise ValueError(unknown("system", name, MODULES))
-    table = tabulate(sorted(only or MODULES), quick)
+    known = read_measured(measured)
+    names = only or tuple(name for name in MODULES if name not in known)
+    systems = known | tabulate(names, quick)["systems"]
+    table = {"systems": {name: systems[name] for name in sorted(systems)}}
     if plot is not None:
         plot_headlines(table, plot / "systems.svg")
         plot_ablations(table, plot / "systems_ablation.svg")
+        plot_ladder(table, plot / "systems_ladder.svg")
     if page is not None:
         replace_between(page, MARKS, markdown(table))
     if as_json:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import table_systems
-from experiments.systems import s1_low_bit, s2_in_situ, s4_ladder, s6_cnnp
+from experiments.systems import s1_low_bit, s2_in_situ, s3_row_pipeline, s4_ladder, s6_cnnp
 from experiments.systems.networks import stereo_pair
+from experiments.systems.pictures import PARTS
 from experiments.systems.record import Figure, System, between, exactly, sweep
 from experiments.systems.steps import bits_without_masks, trace_shapes, uniform
 from experiments.table_systems import is_inside, join, main, read_systems
@@ -20,6 +21,7 @@ from hw.operation import LOOPS, OPERANDS, make_operation
 from hw.pipeline import line_buffer_bits, map_bits, row_pipelined
 from hw.shift import shift_inputs
 from hw.sparse import store_sparse, stored_share
+from nets import decomposed
 
 INPUTS = OPERANDS.index("inputs")
 
@@ -109,6 +111,32 @@ def test_direct_feedback_projects_the_output_error_only():
     assert set(runs[~np.array(backward)]) == {1.0}
 
 
+def test_a_ladder_holds_the_sums_of_its_networks():
+    """A weight gradient of ResNet-18's first layer sums 8 images of 112 x 112 products of 8 by 8 bits."""
+    mac = s4_ladder.chip_for(s4_ladder.RUNGS["+ 8-bit fixed point"]).mac
+    assert mac.accumulator_bits >= 16 + np.log2(8 * 112 * 112)
+
+
+def test_steps_of_fp16_by_hand():
+    """One is 2**-10 from its neighbour, two 2**-9; equal trees are no step apart."""
+    two = {"a": np.array([1.0, -2.0]), "b": np.array([0.5])}
+    assert s3_row_pipeline.fp16_steps(two, two) == 0
+    other = {"a": np.array([1.0 + 2**-10, -2.0 + 3 * 2**-9]), "b": np.array([0.5])}
+    assert s3_row_pipeline.fp16_steps(other, two) == 3
+
+
+@pytest.mark.slow
+def test_decomposed_and_simulated_products_train_alike(monkeypatch):
+    """Bit for bit, with different programs; a form that scales its sums by a third of a per cent more is noticed."""
+    difference, accuracy = s3_row_pipeline.compare_forms(2)
+    assert difference == 0 and accuracy["decomposed"] == accuracy["simulated"] > 50
+    exact = decomposed.dequantise_fp16
+    monkeypatch.setattr(
+        "nets.multipliers.dequantise_fp16", lambda sums, scale, *rest, **kw: exact(sums, scale * 1.003, *rest, **kw)
+    )
+    assert s3_row_pipeline.compare_forms(2)[0] > 1
+
+
 def test_figures_and_sweeps():
     assert between(np.array([2.0, 1.0, 1.5])).high == 2.0 and exactly(3) == Figure(3.0, 3.0, 3.0)
     assumed = {"x": Assumption(2.0, 1.0, 4.0, "by hand")}
@@ -140,6 +168,31 @@ def test_contract_of_the_table(monkeypatch, capsys, tmp_path):
     assert "S8: Stereo" in page.read_text() and (tmp_path / "systems.svg").stat().st_size > 1000
     main(only=("S8",))
     assert "power" in capsys.readouterr().out
+
+
+def test_earlier_measurements_are_told_beside_new_ones(monkeypatch, capsys, tmp_path):
+    """S4's ladder from a file, S8 measured now: both in the JSON, the ladder drawn, S8 not measured again where it is known."""
+    systems = {
+        "S8": System("by hand", {"power": exactly(9.0), "latency": exactly(9.0)}),
+        "S4": System(
+            "by hand",
+            {row["name"]: exactly(2.0) for row in read_systems()["S4"]["headlines"]},
+            {rung: {f"net, {part} (uJ)": 1.0 for part in ("energy", *PARTS)} for rung in ("float32", "+ masks")},
+        ),
+    }
+    monkeypatch.setattr(table_systems, "measure_system", lambda name, quick: systems[name])
+    known = tmp_path / "s4.json"
+    main(only=("S4",), as_json=True)
+    known.write_text(capsys.readouterr().out)
+    main(only=("S8",), measured=(known,), plot=tmp_path, as_json=True)
+    both = json.loads(capsys.readouterr().out)["systems"]
+    assert list(both) == ["S4", "S8"] and (tmp_path / "systems_ladder.svg").stat().st_size > 1000
+    monkeypatch.setattr(table_systems, "MODULES", ("S4",))
+    main(measured=(known,), as_json=True)
+    assert json.loads(capsys.readouterr().out)["systems"] == {"S4": both["S4"]}
+    known.write_text("{}")
+    with pytest.raises(ValueError, match=r"expected .*s4.json to hold what --json printed, got KeyError"):
+        main(measured=(known,))
 
 
 @pytest.mark.slow
