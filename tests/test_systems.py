@@ -11,8 +11,8 @@ from experiments import table_systems
 from experiments.systems import s1_low_bit, s2_in_situ, s3_row_pipeline, s4_ladder, s6_cnnp
 from experiments.systems.networks import stereo_pair
 from experiments.systems.pictures import PARTS
-from experiments.systems.record import Figure, System, between, exactly, sweep
-from experiments.systems.steps import bits_without_masks, trace_shapes, uniform
+from experiments.systems.record import Figure, System, between, exactly, sweep, widened
+from experiments.systems.steps import bits_without_masks, digits_step, trace_shapes, uniform
 from experiments.table_systems import is_inside, join, main, read_systems
 from hw.accesses import count
 from hw.chips.preset import Assumption
@@ -75,7 +75,7 @@ def test_a_row_pipeline_keeps_lines_of_one_sample():
 
 def test_masks_of_the_digits_cnn_by_hand():
     """Per sample 1024 and 512 values are pooled, 3 bits for 4 of 8 bits each, and 64 are not, one bit for 8."""
-    step = s2_in_situ.workload(2)
+    step = digits_step(2)
     expected = 1 - (1024 * 3 / 4 + 512 * 3 / 4 + 64) / (8 * (1024 + 512 + 64))
     assert s2_in_situ.masks_saved(step) == pytest.approx(100 * expected)
     widths = step.tensor_bits(uniform(step, 8.0))
@@ -91,6 +91,13 @@ def test_buffer_of_alexnet_by_hand():
     kept = 27**2 * 96 + 13**2 * (256 + 384 + 384) + 6**2 * 256 + 2 * 4096
     saved = s1_low_bit.buffer_saved("fc8", 4.0, 32.0)
     assert saved == pytest.approx(100 * (1 - 4096 * 4.25 / (32 * kept)), abs=0.05)
+
+
+def test_buffer_of_the_digits_cnn_by_hand():
+    """Trained whole it keeps the inputs of conv2, dense1 and dense2, with its convolutions frozen those of the dense ones
+    and the mask of 64 values between them."""
+    saved = s1_low_bit.digits_buffer_saved(4.0, 32.0)
+    assert saved == pytest.approx(100 * (1 - ((128 + 64) * 4.25 + 64) / (32 * (4 * 4 * 16 + 128 + 64))))
 
 
 def test_utilisation_of_a_chain_by_hand(monkeypatch):
@@ -140,6 +147,7 @@ def test_decomposed_and_simulated_products_train_alike(monkeypatch):
 def test_figures_and_sweeps():
     assert between(np.array([2.0, 1.0, 1.5])).high == 2.0 and exactly(3) == Figure(3.0, 3.0, 3.0)
     assumed = {"x": Assumption(2.0, 1.0, 4.0, "by hand")}
+    assert widened(Figure(2, 1, 3), Figure(9, 2, 9), Figure(0, 0, 1)) == Figure(2, 0, 9)
     found = sweep(lambda values: {"y": np.array([10.0, 9.0, 9.0]) * values.get("x", 2.0)}, assumed)
     assert found["y"] == pytest.approx(Figure(20.0, 9.0, 40.0))
     assert is_inside(Figure(1, 0.9, 1.1), 1.0, is_limit=False) and not is_inside(

@@ -53,6 +53,12 @@ def between(values: np.ndarray) -> Figure:
     return Figure(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
+def widened(figure: Figure, *others: Figure) -> Figure:
+    """A figure whose interval holds those of others."""
+    lows, highs = zip(*((it.low, it.high) for it in (figure, *others)), strict=True)
+    return Figure(figure.ours, min(lows), max(highs))
+
+
 def sweep(measure: Callable[[Values], Samples], assumptions: Mapping[str, Assumption]) -> dict[str, Figure]:
     """Figures whose interval is that of the technology times the range over the assumptions, one moved at a time.
 

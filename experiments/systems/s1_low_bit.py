@@ -7,7 +7,7 @@ import numpy as np
 from codesign import Workload
 from experiments.systems.networks import alexnet
 from experiments.systems.record import Figure, System, between, exactly
-from experiments.systems.steps import trace_shapes
+from experiments.systems.steps import digits_step, trace_shapes
 from experiments.table_arithmetic import SCHEMES, Trainer, halves
 from experiments.table_silicon import Peak, measure_preset
 from hw.chips import PRESETS
@@ -33,12 +33,21 @@ def kept_bits(step: Workload, width: float, masks: bool) -> float:
     return float(elements[copies].sum() * width + masks * elements[is_mask].sum())
 
 
-def buffer_saved(trained: str, local_bits: float, region: float, batch: int = 1) -> float:
+def buffer_saved(trained: str, local_bits: float, region: float) -> float:
     """Per cent of a float32 trainer's kept bits that low-bit values and freezing save on AlexNet."""
     network, shapes = alexnet()
     whole, ours = (
-        trace_shapes(network, shapes, (batch, 227, 227, 3), trainable=TRAINED[layers]) for layers in ("all", trained)
+        trace_shapes(network, shapes, (1, 227, 227, 3), trainable=TRAINED[layers]) for layers in ("all", trained)
     )
+    return _saved(whole, ours, local_bits, region)
+
+
+def digits_buffer_saved(local_bits: float, region: float) -> float:
+    """As `buffer_saved`, on the network that is personalised: LeNet on digits with its convolutions frozen."""
+    return _saved(digits_step(1), digits_step(1, trainable=("dense*",)), local_bits, region)
+
+
+def _saved(whole: Workload, ours: Workload, local_bits: float, region: float) -> float:
     width = local_bits + SCALE_BITS / region
     return 100.0 * (1.0 - kept_bits(ours, width, masks=True) / kept_bits(whole, FLOAT, masks=False))
 
@@ -54,6 +63,8 @@ def measure_system(quick: bool) -> System:
     }
     low_bit = measure_preset(CHIP, "4 bit", None, samples).efficiency
     figures = {"buffer saved": Figure(saved[CHOSEN, local_bits.value], min(saved.values()), max(saved.values()))}
+    digits = [digits_buffer_saved(bits, region.value) for bits in (local_bits.value, local_bits.high)]
+    figures["buffer saved (digits personalisation)"] = Figure(digits[0], min(digits), max(digits))
     peaks = {name: _baseline(style, width, samples).efficiency for name, (style, width) in BASELINES.items()}
     for name, peak in peaks.items():
         figures[f"peak efficiency over {name}"] = between(low_bit / peak)

@@ -1,37 +1,33 @@
 """S2, in-situ personalisation: masks counted, three cores of which one makes weight gradients, the update unit."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from codesign import Workload
-from codesign.problem import trace_network
-from experiments.systems.record import Figure, Samples, System, Values, between, exactly, sweep
+from experiments.systems.record import Figure, Samples, System, Values, between, exactly, sweep, widened
 from experiments.systems.s5_hnpu import train
-from experiments.systems.steps import Variant, bits_without_masks, cost_cores, cost_variant, uniform
+from experiments.systems.steps import Variant, bits_without_masks, cost_cores, cost_variant, digits_step, uniform
+from experiments.table_silicon import measure_preset
 from hw.chips import PRESETS
+from hw.chips.preset import Assumption
 from hw.overlap import assign_passes
+from hw.schedule import StepCost
 from nets.dataset_files import load_dataset
-from nets.models import make_model
-from nets.training import split_model
 
 TRAINER = PRESETS["in_situ_trainer"]
 CYCLES = 58_230  # of an epoch, derived: 47.4 uJ at 40.7 mW and 50 MHz
 NUM_CORES = 3
 ARRAY = 256  # of one core where it is compared with itself
 SMALL, LARGE = 32, 8  # batches between which the share of updates is told
+BASELINE = Assumption(32, 16, 32, "bits of weights and states where updates have no unit of their own; not public")
 UPDATES: dict[str, dict[str, Any]] = {
     "with the unit": {"gradient_bits": 8.0, "master_bits": 16.0},
-    "without": {"gradient_bits": 16.0, "master_bits": 32.0},
+    "without": {"gradient_bits": 16.0, "master_bits": BASELINE.value},
+    "narrowest without": {"gradient_bits": 16.0, "master_bits": BASELINE.low},
 }
-
-
-def workload(batch: int, model: str = "lenet", **options: Any) -> Workload:
-    """A training step of a network on digits."""
-    dataset = load_dataset("digits")
-    network = split_model(make_model(model, dataset.input_shape, dataset.num_classes))
-    return trace_network(*network, dataset, batch, "momentum", **options)
 
 
 def masks_saved(step: Workload) -> float:
@@ -66,11 +62,20 @@ def weight_grad_utilisation(step: Workload, *, own: bool) -> float:
     return 100.0 * work / cycles
 
 
+def saved_by_update_unit(cost: Callable[[Variant], StepCost], batch: int) -> Figure:
+    """Per cent of the energy of a step, over that with updates of the baseline, whose masters are wide or narrow."""
+    energy = {}
+    for name, widths in UPDATES.items():
+        step = digits_step(batch, **widths)
+        energy[name] = np.asarray(cost(Variant(TRAINER.make("8 bit"), step, uniform(step, 8.0))).energy)
+    saved, least = (100.0 * (1.0 - energy["with the unit"] / energy[name]) for name in list(UPDATES)[1:])
+    return widened(between(saved), between(least))
+
+
 def measure_system(quick: bool) -> System:
     """Headlines and ablations of the processor."""
     samples, evaluations = (2, 64) if quick else (32, 2000)
-    steps = {name: {batch: workload(batch, **UPDATES[name]) for batch in (SMALL, LARGE)} for name in UPDATES}
-    step = steps["with the unit"][LARGE]
+    step = digits_step(LARGE, **UPDATES["with the unit"])
     core = assign_passes(step.step, input_grad=1, weight_grad=2)
 
     def measure(values: Values) -> Samples:
@@ -82,15 +87,16 @@ def measure_system(quick: bool) -> System:
 
     moved = {} if quick else {name: it for name, it in TRAINER.assumed().items() if name in ("num_macs",)}
     figures = sweep(measure, moved)
-    chip = TRAINER.make("8 bit")
+    peak = measure_preset(TRAINER, "8 bit", None, samples)
+    busiest = peak.throughput / peak.efficiency  # mW
+    figures["power"] = widened(figures["power"], between(busiest))
+    figures["energy of an epoch"] = widened(figures["energy of an epoch"], between(1e3 * busiest * CYCLES / 50e6))
     cost = partial(cost_variant, evaluations=evaluations, samples=samples)
-    for name, batch in (("small", SMALL), ("large", LARGE)):
-        energy = {
-            kind: np.asarray(cost(Variant(chip, steps[kind][batch], uniform(step, 8.0))).energy) for kind in steps
-        }
-        saved = 100.0 * (1.0 - energy["with the unit"] / energy["without"])
-        figures[f"energy saved by the update unit ({name})"] = between(saved)
-    shares = sorted((masks_saved(workload(LARGE, "mlp")), masks_saved(step), 100.0 * (1.0 - 3 / 32)))
+    figures |= {
+        f"energy saved by the update unit ({name})": saved_by_update_unit(cost, batch)
+        for name, batch in (("small", SMALL), ("large", LARGE))
+    }
+    shares = sorted((masks_saved(digits_step(LARGE, "mlp")), masks_saved(step), 100.0 * (1.0 - 3 / 32)))
     figures["intermediate data saved by masks"] = Figure(masks_saved(step), shares[0], shares[-1])
     figures["weight_grad utilisation"] = exactly(weight_grad_utilisation(step, own=True))
     figures["weight_grad utilisation with the dataflow of forward"] = exactly(weight_grad_utilisation(step, own=False))
@@ -101,12 +107,13 @@ def measure_system(quick: bool) -> System:
         workload=f"LeNet on digits, 8 bits, momentum, batch {LARGE} ({SMALL} for the smaller saving of updates)",
         figures=figures,
         ablation=_ablation(step, core, cost, evaluations),
-        assumptions=TRAINER.assumed(),
+        assumptions=TRAINER.assumed() | {"baseline_bits": BASELINE},
         notes=(
             "Masks: between 7/8 (no pooling) and 29/32 (all pooled 2 x 2), exactly; the paper's network, a mixture of the "
             "two, is not public. Cores take forward, input_grad and weight_grad; the paper's two propagation cores share "
-            "the first two. Power counts the chip alone, DRAM apart, with a number of MACs that is a guess: that is most "
-            "of its interval. The update unit is compared with updates of 32-bit masters and 16-bit gradients."
+            "the first two. Power counts the chip alone, DRAM apart; its interval runs from the numbers of MACs that may "
+            "be there, of which layers of 8 x 8 pixels leave most idle, to arrays that a larger network keeps full. The "
+            "update unit is compared with updates of 16-bit gradients and masters of 32 bits, the interval with 16 bits."
         ),
         accuracy={"float32": reference, "8-bit weights with residual": ours},
     )
@@ -119,7 +126,7 @@ def _ablation(step: Workload, core: np.ndarray, cost: partial, evaluations: int)
     widths = step.tensor_bits(bits)
     full = cost_cores([chip] * NUM_CORES, step, bits, core, evaluations)
     fast = TRAINER.make("8 bit", vdd=1.0, values={"num_macs": ARRAY})
-    unit = workload(LARGE, **UPDATES["without"])
+    unit = digits_step(LARGE, **UPDATES["without"])
     without = {
         "masks (values instead)": cost_cores(
             [chip] * NUM_CORES, step, bits, core, evaluations, tensor_bits=bits_without_masks(step, widths, 8.0)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from codesign import Workload
-from codesign.problem import trace_network
 from experiments.systems.networks import resnet18
 from experiments.systems.record import Figure, Samples, System, Values, exactly, sweep
-from experiments.systems.steps import Variant, cost_cores, cost_variant, trace_shapes, uniform
+from experiments.systems.steps import Variant, cost_cores, cost_variant, digits_step, trace_shapes, uniform
 from experiments.table_arithmetic import BATCH, SCHEMES, Trainer
 from hw.chip import Chip
 from hw.chips import PRESETS
@@ -41,9 +40,7 @@ def buffers() -> tuple[float, float, float]:
 
 def workload(trainable: tuple[str, ...]) -> Workload:
     """A training step of LeNet on digits of which some layers are trained."""
-    dataset = load_dataset("digits")
-    network = split_model(make_model("lenet", dataset.input_shape, dataset.num_classes))
-    return trace_network(*network, dataset, BATCH, "sgd", trainable=trainable, gradient_bits=WIDE)
+    return digits_step(BATCH, optimizer="sgd", trainable=trainable, gradient_bits=WIDE)
 
 
 def place(step: Workload) -> tuple[jax.Array, np.ndarray]:

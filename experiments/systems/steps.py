@@ -12,7 +12,7 @@ from codesign import Workload, trace
 from codesign.evaluation import evaluate
 from codesign.mapper import check_legal
 from codesign.objective import full_density
-from codesign.problem import RESIDENT
+from codesign.problem import RESIDENT, trace_network
 from codesign.uncertainty import own_and_drawn, step_under_each
 from hw.chip import Chip
 from hw.cores import Cores, choose_core, evaluate_cores, make_cores
@@ -20,6 +20,9 @@ from hw.overlap import make_schedule
 from hw.schedule import StepCost
 from hw.sparse import store_sparse
 from hw.technology import Technology
+from nets.dataset_files import load_dataset
+from nets.models import make_model
+from nets.training import split_model
 
 KEY = jax.random.key(0)
 
@@ -48,6 +51,13 @@ class Variant(NamedTuple):
 def uniform(workload: Workload, width: float) -> jax.Array:
     """A table of bits (P, 4) of one width."""
     return jnp.full((1 + int(workload.product.max()), 4), float(width))
+
+
+def digits_step(batch: int, model: str = "lenet", optimizer: str = "momentum", **options: Any) -> Workload:
+    """A training step of a network on digits."""
+    dataset = load_dataset("digits")
+    network = split_model(make_model(model, dataset.input_shape, dataset.num_classes))
+    return trace_network(*network, dataset, batch, optimizer, **options)
 
 
 def trace_shapes(network: Callable, params: Any, *shapes: Sequence[int], **options: Any) -> Workload:
