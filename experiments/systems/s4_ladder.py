@@ -58,7 +58,7 @@ RUNGS = {
 # How each rung trains; skipping zeros changes no result.
 TRAINED = {
     "float32": SCHEMES["float32"],
-    "+ fp16 products": Arithmetic(LayerRule(*["fp16"] * 4, learn=False)),
+    "+ fp16 products": Arithmetic(LayerRule("fp16", "fp16", "fp16", "fp16", learn=False)),
     "+ 8-bit fixed point": SCHEMES["w8a8g8_stochastic"],
     "+ masks in place of values": SCHEMES["masks"],
     "+ 8-bit update with residual": Arithmetic(plain(masks=True), low_bit_weights=True),
