@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +43,7 @@ _BUDGET_SETTINGS = {
 _FREE_VARIABLES = {
     "bandwidth": ("local_bandwidth_bits", "shared_bandwidth_bits"),
     "shared_kib": ("shared_kib", "resident_fraction"),
+    "banks": ("local_banks", "shared_banks"),
 }
 _CALIBRATION_SAMPLES = 256
 
@@ -158,8 +159,13 @@ def load_chip(config: ChipConfig) -> Chip:
 
 def design_space(chip: Chip, free: tuple[str, ...]) -> DesignSpace:
     """The quantities that the settings free, under the names of `codesign.design`."""
-    names = [name for setting in free for name in _FREE_VARIABLES.get(setting, (setting,))]
+    names = free_variables(free)
     return DesignSpace(chip, {name: variable for name, variable in DEFAULT_VARIABLES.items() if name in names})
+
+
+def free_variables(free: Sequence[str]) -> list[str]:
+    """The quantities of `codesign.design` that settings of `chip.free` name."""
+    return [name for setting in free for name in _FREE_VARIABLES.get(setting, (setting,))]
 
 
 def budgets(config: Config, base: Chip) -> dict[str, float]:
