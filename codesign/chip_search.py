@@ -1,317 +1,415 @@
-"""The best chip of a family for a network: bound-ordered branch and bound over whole-number parameters.
+"""The best chips for a fixed network: chip and mappings searched together, without training.
 
-A box of chips is bounded by a chip that does not exist: the lowest price and the widest limits of any in the box. Its
-best mappings, enumerated, cost no more than those of any chip in the box. The same mappings need a chip of a certain
-size; if the budget allows it, that chip is a candidate. What lies between bound and candidate is the difference between
-the lowest price and the price at that size, so the box is split there, along the parameter that matters most.
+One round of the search
+
+1. proposes a population: chips in the boxes that branch and bound has open, least bound first; changes of the best chips
+   known; and those moved along the slopes of the goal in the quantities that have one (supply, bandwidths), which pass
+   through the mapper's minimum by the envelope theorem;
+2. prices the whole population on the mappings that are known already: a design that fits is a real one;
+3. searches mappings for the most promising few, and further ones for the best known, which all later populations are
+   priced on, too;
+4. cuts the boxes of the least bound where their bounds rise most.
+
+Whatever ends it, there are a best design, the front of all that were priced, and a bound that no chip lies below.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
 import time
-from collections.abc import Callable, Sequence
-from itertools import count
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
-from codesign.enumeration import Enumerator, Found, NoMappingError
-from codesign.lagrangian import Choice, least_product
-from codesign.mapspace import Counts, Limits, Nest, Price, Space
+from codesign import mapper
+from codesign.anytime import Effort, Progress, keep_searching
+from codesign.branching import OpenBoxes
+from codesign.chip_boxes import Box, Work, bound_boxes, halves, whole_space
+from codesign.chip_population import (
+    METRICS,
+    Array,
+    Goal,
+    Priced,
+    changed,
+    follow_slopes,
+    inside,
+    on_grains,
+    price_population,
+)
+from codesign.design import DesignSpace, physical_values, with_values
+from codesign.evaluation import initial_prices, search_mappings
+from codesign.pareto import non_dominated
+from hw.chip import Chip
 
-Chip = tuple[int, ...]
-"""Parameters of a chip, in the order of its family."""
-
-
-class Family(Protocol):
-    """Chips that differ in whole-number parameters, each of them costing area.
-
-    Attributes:
-      parameters: their names.
-      low, high: ranges, both ends included.
-      is_capacity: parameters that let larger tiles fit and make an access dearer; of the others, more is cheaper.
-      space: mappings of the largest.
-    """
-
-    @property
-    def parameters(self) -> tuple[str, ...]: ...
-
-    @property
-    def low(self) -> Chip: ...
-
-    @property
-    def high(self) -> Chip: ...
-
-    @property
-    def is_capacity(self) -> tuple[bool, ...]: ...
-
-    @property
-    def space(self) -> Space: ...
-
-    def limits(self, low: Chip, high: Chip) -> Limits:
-        """The widest of a box."""
-
-    def price(self, low: Chip, high: Chip, nest: Nest) -> Price:
-        """Energy and latency, (2, n), at most those of any chip in a box; exact if it holds one chip."""
-
-    def needed(self, counts: Counts, low: Chip, high: Chip) -> NDArray[np.int64]:
-        """The chip of a box that mappings cost least on, (n, parameters); it may exceed the box."""
-
-    def area(self, chip: Chip) -> float:
-        """Grows with every parameter."""
+OBJECTIVES = {"edp": (1.0, 1.0, 0.0), "ed2p": (1.0, 2.0, 0.0), "energy": (1.0, 0.0, 0.0), "latency": (0.0, 1.0, 0.0)}
+"""Powers of energy, latency and area in what is minimised."""
+SOURCES = ("boxes", "changes", "slopes")
+"""Where populations come from; with none of them they are drawn from the whole space: random search."""
+SLOPED = ("vdd", "local_bandwidth_bits", "shared_bandwidth_bits", "resident_fraction")
+_FRONT_POWERS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+_POOL = 16  # mappings of each operation that populations are priced on
+_FRONT = 200  # designs of the front that are kept
+_ELITE = 6  # best designs that changes and slopes begin with
 
 
-class Design(NamedTuple):
-    """A chip and what a network costs on it.
+@dataclass(frozen=True)
+class Plan:
+    """What a round does.
 
     Attributes:
-      chip: its parameters.
-      choice: the mapping of every operation, an index into `found`, and the sums.
-      found: mappings of every operation.
+      population: chips priced; searched: how many get mappings of their own, the best known once more among them.
+      evaluations: mappings tried for each operation of such a chip.
+      boxes: cut in a round.
+      sources: of the population, among `SOURCES`.
+      sloped: quantities that move along slopes.
+      whole_front: whether every other round is for another part of the front of energy, latency and area.
     """
 
-    chip: Chip
-    choice: Choice
-    found: tuple[Found, ...]
+    population: int = 64
+    searched: int = 3
+    evaluations: int = 800
+    boxes: int = 2
+    sources: tuple[str, ...] = SOURCES
+    sloped: tuple[str, ...] = SLOPED
+    whole_front: bool = True
 
 
-class Progress(NamedTuple):
-    """The state of a search after so many evaluations: best value, the bound on all values, boxes looked at."""
+class Point(NamedTuple):
+    """A design: values of its chip's free quantities (k,), metrics (5,), mappings of its operations, (n, 1), their misfit; watts."""
 
-    evaluations: int
-    cpu_s: float
-    value: float
-    bound: float
-    boxes: int
+    values: Array
+    metrics: Array
+    mappings: mapper.Candidates
+    misfit: float
+    leakage_power: float
 
 
-class ChipFound(NamedTuple):
+class ChipsFound(NamedTuple):
     """What a search ended with.
 
     Attributes:
-      design: the best.
-      bound: no chip of the family within the budget has a lower value.
-      history: one entry whenever value or bound moved.
-      evaluations: mappings and parts of mappings that were costed.
+      best: the least value within the budgets; where nothing was within them or fitted, what comes nearest.
+      value: of the objective; infinite where there is no such design.
+      bound: no chip of the space within the budgets has a lower value.
+      front: designs that no other beats in energy, latency and area, all within the budgets, by rising energy.
+      base: the base chip itself, within the budgets or not.
+      chips, evaluations: chips priced; mappings tried, over all chips and operations.
+      history: (chips priced, seconds, value, bound) after each round.
     """
 
-    design: Design
+    best: Point
+    value: float
     bound: float
-    history: list[Progress]
+    front: tuple[Point, ...]
+    base: Point
+    chips: int
     evaluations: int
-
-    @property
-    def gap(self) -> float:
-        """Value over bound, minus one."""
-        return self.design.choice.value / self.bound - 1.0
-
-
-class _Box(NamedTuple):
-    bound: float
-    number: int  # breaks ties
-    low: Chip
-    high: Chip
-    choice: Choice
-    found: tuple[Found, ...]
+    history: tuple[tuple[int, float, float, float], ...]
 
 
 class ChipSearch:
-    """Mappings of a network on the chips of a family; reuses what any of its searches finds.
+    """Chips of a space for one piece of work.
 
     Args:
-      family: the chips.
-      nests: the operations.
-      counts: how often each runs.
-      powers: of energy and latency in the value to be minimised; (1, 1) is EDP.
+      space: the base chip and what is free.
+      work: what runs, at which bits.
+      budgets: limits in SI units on `METRICS`.
+      powers: of energy, latency and area in what is minimised, see `OBJECTIVES`.
+      plan: what a round does.
+      seed: of everything drawn.
+
+    Raises:
+      ValueError: no chip of the space can be within the budgets, by their bounds; says which binds, and the nearest.
     """
 
     def __init__(
         self,
-        family: Family,
-        nests: Sequence[Nest],
-        counts: Sequence[float],
-        powers: tuple[float, float] = (1.0, 1.0),
-        on_progress: Callable[[Progress], None] | None = None,
+        space: DesignSpace,
+        work: Work,
+        budgets: Mapping[str, float],
+        powers: tuple[float, float, float] = OBJECTIVES["edp"],
+        plan: Plan | None = None,
+        seed: int = 0,
     ):
-        self.family, self.nests, self.counts, self.powers = family, tuple(nests), tuple(counts), powers
-        self.enumerators = [Enumerator(nest, family.space) for nest in self.nests]
-        self.pool: list[Found | None] = [None] * len(self.nests)
-        self.on_progress = on_progress
-        self.history: list[Progress] = []
-        self.evaluations = self.boxes = 0
-        self.best: Design | None = None
-        self._numbers = count()
+        self.space, self.work, self.plan = space, work, Plan() if plan is None else plan
+        self.names = tuple(space.variables)
+        limits = np.array([budgets.get(name, np.inf) for name in METRICS])
+        self.goal = Goal(np.array(powers), limits)
+        self.others = [Goal(np.array(p), limits) for p in _FRONT_POWERS] if self.plan.whole_front else []
+        self._rng, self._key = np.random.default_rng(seed), jax.random.key(seed)
+        self._slots = mapper.make_slots(self._chip(on_grains(space, self._ends()[1])))
+        self._tables = mapper.make_tables(work.step.operations)
+        self._searched: set[bytes] = set()
+        self._front: list[Point] = []
+        self._nearest: Point | None = None
+        self._base: Point | None = None
+        self._pool: mapper.Candidates | None = None
+        self._boxes = OpenBoxes[Box]()
+        self._leading = whole_space(space)
+        self._history: list[tuple[int, float, float, float]] = []
+        self._chips = self._evaluations = 0
+        self._distance = math.inf
+        self._open_whole_space()
 
-    def map_chip(self, chip: Chip, deadline: float = np.inf) -> tuple[Design, float]:
-        """The best mappings on one chip, and a bound on the value of all: the same, if there was time to look at all."""
-        box = self._bound(chip, chip, None, deadline)
-        choice = least_product([found.costs for found in box.found], self.counts, self.powers)
-        return Design(chip, choice, box.found), box.bound
+    def search(self, effort: Effort, on_progress: Callable[[Progress], None] | None = None) -> ChipsFound:
+        """Rounds until the effort is spent, evaluations being those of one operation; Ctrl-C returns the best so far."""
+        begun = time.monotonic()
 
-    def search(
-        self,
-        low: Chip | None = None,
-        high: Chip | None = None,
-        area: float = np.inf,
-        tolerance: float = 0.0,
-        deadline: float = np.inf,
-        start: Chip | None = None,
-    ) -> ChipFound:
-        """The best chip between `low` and `high` with at most this area.
+        def run_round(i: int, _: ChipsFound | None) -> ChipsFound:
+            self._round(i)
+            found = self.found(time.monotonic() - begun)
+            self._history.append(found.history[-1])
+            return found
+
+        each = self.plan.searched * self.plan.evaluations
+        return keep_searching(run_round, each, effort, lambda found: found.value, on_progress)
+
+    def found(self, seconds: float = 0.0) -> ChipsFound:
+        """The state of the search."""
+        best, base, value = self._best(self.goal), self._base, self._value()
+        assert best is not None and base is not None  # a round has ended
+        now = (self._chips, seconds, value, min(self._boxes.bound, value))
+        front = tuple(sorted(self._front, key=lambda point: point.metrics[0]))
+        return ChipsFound(best, value, now[3], front, base, self._chips, self._evaluations, (*self._history, now))
+
+    def chip(self, point: Point) -> Chip:
+        """The chip of a design."""
+        return self._chip(point.values)
+
+    def _chip(self, values: Array) -> Chip:
+        return with_values(self.space.base, {n: jnp.asarray(v) for n, v in zip(self.names, values, strict=True)})
+
+    def _ends(self) -> tuple[Array, Array]:
+        low, high = (np.array([getattr(v, end) for v in self.space.variables.values()]) for end in ("low", "high"))
+        return low, high
+
+    def _best(self, goal: Goal) -> Point | None:
+        """The least value of a goal on the front; what comes nearest to fitting the limits if nothing does."""
+        return min(self._front, key=lambda point: goal.values(point.metrics)) if self._front else self._nearest
+
+    def _value(self) -> float:
+        return min((float(self.goal.values(point.metrics)) for point in self._front), default=math.inf)
+
+    def _round(self, i: int) -> None:
+        goal = self.others[i // 2 % len(self.others)] if i % 2 and self.others else self.goal
+        self.start()
+        self.try_chips(self._propose(goal), goal)
+        self._branch()
+
+    def try_chips(self, chips: Array, goal: Goal) -> Array:
+        """Prices a population, searches mappings of the most promising, prices it again; a proposer of one's own may call it.
 
         Args:
-          low, high: corners of the box to search; the family's by default.
-          area: budget.
-          tolerance: stop when no chip can be better by more than this fraction; 0 finds and proves the optimum.
-          deadline: `time.process_time()` to stop at; the bound then tells how far the best may be from the optimum.
-          start: a chip to begin with, within the area: the best is never worse.
+          chips: values (P, k) on their grains, always as many.
+          goal: what promises are measured by.
 
-        Raises:
-          ValueError: even the smallest chip exceeds the area, or no mapping of an operation fits the largest.
+        Returns:
+          Merits (P,), lower is better.
         """
-        low, high = self.family.low if low is None else low, self.family.high if high is None else high
-        if self.family.area(low) > area:
-            raise ValueError(
-                f"expected an area of at least {self.family.area(low):.4g} for the smallest chip {low}, got {area:.4g}; "
-                "raise the budget"
-            )
-        self.best, floor = None, np.inf
-        if start is not None and self.family.area(start) <= area:
-            self.best, _ = self.map_chip(start)
-            self._report(0.0)
-        boxes = [self._visit(low, self._clip(low, high, area), None, area)]
-        while boxes:
-            if self.best is not None:
-                floor = min(floor, self.best.choice.value)
-                if boxes[0].bound * (1 + tolerance) >= self.best.choice.value or time.process_time() > deadline:
-                    break
-            box = heapq.heappop(boxes)
-            for part_low, part_high in self._split(box):
-                if self.family.area(part_low) > area:
-                    continue
-                try:
-                    child = self._visit(part_low, self._clip(part_low, part_high, area), box, area)
-                except NoMappingError:
-                    continue
-                if self.best is not None and child.bound * (1 + tolerance) >= self.best.choice.value:
-                    floor = min(floor, child.bound)
-                else:
-                    heapq.heappush(boxes, child)
-            self._report(min(floor, boxes[0].bound if boxes else np.inf))
-        assert self.best is not None  # the last box of a branch is one chip
-        design, _ = self.map_chip(self.best.chip)
-        bound = min(floor, boxes[0].bound if boxes else np.inf, design.choice.value)
-        return ChipFound(design, bound, self.history, self.evaluations)
+        priced, best = self._price(chips, goal), self._best(goal)
+        assert best is not None  # something was priced
+        merits = goal.merits(priced.metrics, priced.misfit)
+        order = np.argsort(merits)
+        fresh = [j for j in order if chips[j].tobytes() not in self._searched][: self.plan.searched - 1]
+        prices = goal.prices(priced.metrics, priced.leakage_power)
+        for j in fresh:
+            self._search_mappings(chips[j], prices[j])
+        self._search_mappings(best.values, goal.prices(best.metrics, np.asarray(best.leakage_power)), best.mappings)
+        again, last = chips.copy(), order[-1]
+        again[last] = best.values  # in the place of the least promising
+        priced = self._price(again, goal)
+        return np.where(np.arange(len(chips)) == last, merits, goal.merits(priced.metrics, priced.misfit))
 
-    def _visit(self, low: Chip, high: Chip, parent: _Box | None, area: float) -> _Box:
-        """Bounds a box, and tries the chip that its mappings need."""
-        box = self._bound(low, high, parent)
-        chip = self._needed(box)
-        if self.family.area(chip) <= area and all(a <= b for a, b in zip(chip, self.family.high, strict=True)):
-            self._try(chip)
-        return box
-
-    def _bound(self, low: Chip, high: Chip, parent: _Box | None, deadline: float = np.inf) -> _Box:
-        limits = self.family.limits(low, high)
-        found = []
-        for i, (nest, enumerator) in enumerate(zip(self.nests, self.enumerators, strict=True)):
-            price = self.family.price(low, high, nest)
-            old = None if parent is None else parent.found[i]
-            if old is None or not self._still_best(enumerator, old, price, limits):
-                old = enumerator.search(price, limits, self.pool[i], deadline)
-                self.evaluations += old.evaluations
-                self.pool[i] = _merge(self.pool[i], old)
-            found.append(old)
-        choice = least_product(
-            [np.concatenate([f.costs, f.open_costs], axis=1) for f in found], self.counts, self.powers
-        )
-        return _Box(choice.value, next(self._numbers), low, high, choice, tuple(found))
-
-    def _still_best(self, enumerator: Enumerator, found: Found, price: Price, limits: Limits) -> bool:
-        """Whether a front of a larger box is that of a smaller one: it fits, and at the same cost; all else costs no less."""
-        counts = enumerator.counts(found.counts)
-        return bool(limits.fit(counts, enumerator.space).all()) and np.array_equal(price(counts), found.costs)
-
-    def _needed(self, box: _Box) -> Chip:
-        """The chip on which the chosen mappings of a box cost least."""
-        needed = [
-            self.family.needed(enumerator.counts(found.counts[:, [pick]]), box.low, box.high)[0]
-            for enumerator, found, pick in zip(self.enumerators, box.found, box.choice.picks, strict=True)
-        ]
-        return tuple(int(v) for v in np.max([box.low, *needed], axis=0))
-
-    def _try(self, chip: Chip) -> None:
-        """Prices all known mappings on a chip."""
-        found, limits = [], self.family.limits(chip, chip)
-        for nest, enumerator, known in zip(self.nests, self.enumerators, self.pool, strict=True):
-            assert known is not None
-            fits = limits.fit(enumerator.counts(known.counts), enumerator.space)
-            if not fits.any():
-                return
-            costs = self.family.price(chip, chip, nest)(enumerator.counts(known.counts[:, fits]))
-            found.append(known._replace(costs=costs, counts=known.counts[:, fits], origin=known.origin[fits]))
-        choice = least_product([f.costs for f in found], self.counts, self.powers)
-        if self.best is None or choice.value < self.best.choice.value:
-            self.best = Design(chip, choice, tuple(found))
-
-    def _split(self, box: _Box) -> list[tuple[Chip, Chip]]:
-        """Two parts of a box along one parameter; none if its bound is the cost of its smallest chip."""
-        open_ = [i for i, (a, b) in enumerate(zip(box.low, box.high, strict=True)) if a < b]
-        halved = [i for i in open_ if not self.family.is_capacity[i]]
-        if halved:
-            i = halved[0]
-            at = int((box.low[i] * box.high[i]) ** 0.5) + 1
-        else:
-            needed = self._needed(box)
-            rises = {i: self._value(box, i, needed[i]) for i in open_ if needed[i] > box.low[i]}
-            if not rises:
-                return []
-            i = max(rises, key=rises.__getitem__)
-            at = (box.low[i] + needed[i] + 1) // 2
-        below, above = list(box.high), list(box.low)
-        below[i], above[i] = at - 1, at
-        return [(box.low, tuple(below)), (tuple(above), box.high)]
-
-    def _value(self, box: _Box, parameter: int, needed: int) -> float:
-        """What the chosen mappings of a box cost at the price of chips from the needed size on."""
-        low = list(box.low)
-        low[parameter] = needed
-        costs = [
-            self.family.price(tuple(low), box.high, nest)(enumerator.counts(found.counts[:, [pick]]))
-            for nest, enumerator, found, pick in zip(
-                self.nests, self.enumerators, box.found, box.choice.picks, strict=True
-            )
-        ]
-        return least_product(costs, self.counts, self.powers).value
-
-    def _clip(self, low: Chip, high: Chip, area: float) -> Chip:
-        """The corner of a box without what exceeds the area even if all else is smallest."""
-        clipped = list(high)
-        for i in range(len(low)):
-            first, last = low[i], high[i]
-            while first < last:
-                middle = (first + last + 1) // 2
-                fits = self.family.area((*low[:i], middle, *low[i + 1 :])) <= area
-                first, last = (middle, last) if fits else (first, middle - 1)
-            clipped[i] = first
-        return tuple(clipped)
-
-    def _report(self, bound: float) -> None:
-        self.boxes += 1
-        value = np.inf if self.best is None else self.best.choice.value
-        if self.history and (value, bound) == (self.history[-1].value, self.history[-1].bound):
+    def start(self) -> None:
+        """Mappings from scratch for the base chip, which all else begins with; only the first call does anything."""
+        if self._pool is not None:
             return
-        self.history.append(Progress(self.evaluations, time.process_time(), value, bound, self.boxes))
-        if self.on_progress is not None:
-            self.on_progress(self.history[-1])
+        values = physical_values(self.space.base)
+        chip = on_grains(self.space, np.array([values[name] for name in self.names]))
+        prices = np.asarray(initial_prices(self._chip(chip), self.work.operation_bits.dtype))
+        for _ in range(2):
+            self._search_mappings(chip, prices)
+            same = np.tile(chip, (self.plan.population, 1))
+            priced = self._price(same, self.goal)
+            prices = self.goal.prices(priced.metrics, priced.leakage_power)[0]
+        self._base = self._point(same, priced, 0)
+
+    def _search_mappings(self, values: Array, prices: Array, own: mapper.Candidates | None = None) -> None:
+        """Mappings of a chip into the pool, in place of the oldest; begins with the pool, and with its `own` before it."""
+        self._key, key = jax.random.split(self._key)
+        start = self._pool if own is None or self._pool is None else _joined(own, self._pool)
+        found = jax.device_get(search_mappings(
+            self._chip(values), *self.work, jnp.asarray(prices, self.work.operation_bits.dtype), key,
+            slots=self._slots, tables=self._tables, start=start, evaluations=self.plan.evaluations, num_best=2,
+        ))  # fmt: skip
+        self._searched.add(values.tobytes())
+        self._evaluations += self.plan.evaluations * len(self.work.operation_bits)
+        self._pool = _joined(*[found] * (_POOL // 2)) if self._pool is None else _joined(found, self._pool)
+
+    def _price(self, chips: Array, goal: Goal) -> Priced:
+        """Prices a population, and takes what improves the front."""
+        assert self._pool is not None
+        values = jnp.asarray(chips, jnp.float32)
+        found = price_population(
+            self.space.base, self.names, values, self.work, self._pool.accesses, self._weights(goal)
+        )
+        priced = Priced(*(np.asarray(x) for x in found))
+        priced = priced._replace(metrics=np.asarray(priced.metrics, np.float64))
+        self._chips += len(chips)
+        distances = self.goal.excesses(priced.metrics).sum(axis=1) + np.where(
+            priced.misfit > 0, 1e6 + priced.misfit, 0.0
+        )
+        self._take(chips, priced, np.flatnonzero(distances == 0))
+        nearest = int(np.argmin(distances))
+        if not self._front and (self._nearest is None or distances[nearest] < self._distance):
+            self._nearest, self._distance = self._point(chips, priced, nearest), distances[nearest]
+        return priced
+
+    @staticmethod
+    def _weights(goal: Goal) -> jax.Array:
+        """Powers of energy and latency, for the choice of mappings."""
+        return jnp.asarray(goal.powers[:2], jnp.float32)
+
+    def _take(self, chips: Array, priced: Priced, within: np.ndarray) -> None:
+        """Chips within the budgets that no other beats join the front."""
+        old = np.array([point.metrics[:3] for point in self._front]).reshape(-1, 3)
+        table = np.concatenate([old, np.asarray(priced.metrics)[within, :3]])
+        _, first = np.unique(table, axis=0, return_index=True)
+        kept = np.zeros(len(table), bool)
+        kept[first] = non_dominated(table[first])
+        points = [point for point, keep in zip(self._front, kept[: len(old)], strict=True) if keep]
+        points += [self._point(chips, priced, j) for j in within[kept[len(old) :]]]
+        self._front = self._thinned(points)
+
+    def _thinned(self, points: list[Point]) -> list[Point]:
+        """At most `_FRONT`: the best of every goal, and of each of so many stretches of the front the first."""
+        if len(points) <= _FRONT:
+            return points
+        table = np.array([point.metrics[:3] for point in points])
+        best = {int(np.argmin(goal.values(table))) for goal in (self.goal, *self.others)}
+        order = np.argsort(table[:, 0])
+        spread = order[np.linspace(0, len(points) - 1, _FRONT - len(best)).astype(int)]
+        return [points[j] for j in sorted({*best, *spread.tolist()})]
+
+    def _point(self, chips: Array, priced: Priced, j: int) -> Point:
+        rows = np.arange(priced.picks.shape[1])
+        mappings = jax.tree.map(lambda x: x[rows, priced.picks[j]][:, None], self._pool)
+        return Point(chips[j], priced.metrics[j], mappings, float(priced.misfit[j]), float(priced.leakage_power[j]))
+
+    def _propose(self, goal: Goal) -> Array:
+        """A population (P, k) from the plan's sources, in equal shares."""
+        sources, num = self.plan.sources, self.plan.population
+        if not sources:
+            return np.concatenate(
+                [inside(self.space, box, 1, self._rng) for box in self._drawn(whole_space(self.space), num)]
+            )
+        shares = np.diff(np.linspace(0, num, len(sources) + 1).astype(int))
+        best = self._best(goal)
+        assert best is not None  # the base chip was priced
+        ranked = sorted(self._front, key=lambda p: goal.values(p.metrics))[:_ELITE] or [best]
+        elite = np.array([point.values for point in ranked])
+        parts = []
+        for source, share in zip(sources, shares, strict=True):
+            if source == "boxes":
+                parts += [inside(self.space, box, 1, self._rng) for box in self._drawn(self._leading, share)]
+            elif source == "changes":
+                parts.append(changed(self.space, elite, share, self._rng))
+            else:
+                parts.append(self._slide(elite, share, goal))
+        return np.concatenate(parts)
+
+    def _drawn(self, boxes: list[Box], num: int) -> list[Box]:
+        return [boxes[j] for j in self._rng.integers(len(boxes), size=num)]
+
+    def _slide(self, elite: Array, num: int, goal: Goal) -> Array:
+        """Best chips, and changes of them beside, moved along the slopes of a goal."""
+        assert self._pool is not None
+        sloped = tuple(name for name in self.plan.sloped if name in self.names)
+        starts = np.concatenate([elite, changed(self.space, elite, num, self._rng)])[:num]
+        if not sloped:
+            return starts
+        values, accesses = jnp.asarray(starts, jnp.float32), self._pool.accesses
+        priced = price_population(self.space.base, self.names, values, self.work, accesses, self._weights(goal))
+        prices = goal.prices(np.asarray(priced.metrics, np.float64), np.asarray(priced.leakage_power))
+        limits = tuple(jnp.asarray(end, jnp.float32) for end in self._ends())
+        floats = Goal(*(jnp.asarray(x, jnp.float32) for x in goal))
+        moved = follow_slopes(
+            self.space.base,
+            self.names,
+            sloped,
+            values,
+            limits,
+            self.work,
+            accesses,
+            jnp.asarray(prices, jnp.float32),
+            floats,
+        )
+        return on_grains(self.space, np.asarray(moved, np.float64))
+
+    def _open_whole_space(self) -> None:
+        """Bounds the whole space, and refuses budgets that no chip in it can meet."""
+        bounds = bound_boxes(self.space, self._leading, self.work)
+        for name, limit, least in zip(METRICS, self.goal.limits, bounds, strict=True):
+            if least.min() > limit:
+                raise UnmetBudgetError(name, limit, float(least.min()), is_proven=True)
+        for box, value in zip(self._leading, self._bound_values(bounds), strict=True):
+            self._boxes.add(float(value), box)
+
+    def _bound_values(self, bounds: Any) -> Array:
+        """Least value of the objective in each box, infinite where a budget rules the box out, (boxes,)."""
+        table = np.stack(bounds, axis=-1)  # (boxes, parts, 5)
+        ruled_out = (table > self.goal.limits).any(axis=-1)
+        return np.where(ruled_out, np.inf, self.goal.values(table)).min(axis=1)
+
+    def _branch(self) -> None:
+        """Cuts the boxes of the least bound, each along the quantity that raises the lesser bound of its halves most."""
+        leading = []
+        for _ in range(min(self.plan.boxes, len(self._boxes))):
+            bound, box = self._boxes.pop()
+            cuts = list(halves(self.space, box))
+            if not cuts:
+                self._boxes.close(bound)
+                continue
+            both = [half for cut in cuts for half in cut]
+            padded = both + [both[0]] * (2 * len(self.names) - len(both))  # one shape, compiled once
+            values = self._bound_values(bound_boxes(self.space, padded, self.work))[: len(both)].reshape(-1, 2)
+            chosen = int(np.argmax(values.min(axis=1)))
+            for half, own in zip(cuts[chosen], values[chosen], strict=True):
+                if np.isfinite(own):
+                    self._boxes.add(max(bound, float(own)), half, self._value())
+                    leading.append(half)
+        self._leading = leading or self._leading
 
 
-def _merge(one: Found | None, other: Found) -> Found:
-    """The distinct mappings of two searches; their costs are of no more use."""
-    if one is None:
-        return other
-    origin, chosen = np.unique(np.concatenate([one.origin, other.origin]), axis=0, return_index=True)
-    counts = np.concatenate([one.counts, other.counts], axis=1)[:, chosen]
-    return Found(np.empty((0, len(chosen))), counts, origin, np.empty((0, 0)), 0)
+def _joined(*candidates: mapper.Candidates) -> mapper.Candidates:
+    """The first `_POOL` candidates of each operation."""
+    return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :_POOL], *candidates)
+
+
+class UnmetBudgetError(ValueError):
+    """A budget that nothing was found to meet.
+
+    Attributes:
+      metric: which, of `METRICS`; limit and nearest: in SI units.
+      is_proven: whether `nearest` is a bound that no chip lies below; else it is the nearest that was found.
+    """
+
+    def __init__(self, metric: str, limit: float, nearest: float, is_proven: bool):
+        self.metric, self.limit, self.nearest, self.is_proven = metric, limit, nearest, is_proven
+        super().__init__(f"expected a budget of {metric} that a chip can meet, got {limit:.4g}; nearest {nearest:.4g}")
+
+
+def check_budgets(found: ChipsFound, goal: Goal) -> None:
+    """Check that a search ended within its budgets.
+
+    Raises:
+      UnmetBudgetError: nothing was; names the budget that the nearest design exceeds most.
+    """
+    excesses = goal.excesses(found.best.metrics)
+    worst = int(np.argmax(excesses))
+    if excesses[worst] > 0:
+        raise UnmetBudgetError(METRICS[worst], goal.limits[worst], float(found.best.metrics[worst]), is_proven=False)

@@ -1,4 +1,4 @@
-"""The command line: `python -m codesign` or `jax-codesign`, with run, trace, cost, report, chips and export.
+"""The command line: `python -m codesign` or `jax-codesign`, with run, search, trace, cost, report, chips and export.
 
 Heavy imports stand inside the functions that need them, so that --help and mistakes in arguments are answered at once.
 """
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codesign import rundir
+from codesign.cli_search import SearchCommand
 from codesign.config import (
     Between,
     ChipConfig,
@@ -144,7 +145,7 @@ class ExportCommand:
     """Print one JSON object as the last line of the output."""
 
 
-Command = RunCommand | TraceCommand | CostCommand | ReportCommand | ChipsCommand | ExportCommand
+Command = RunCommand | SearchCommand | TraceCommand | CostCommand | ReportCommand | ChipsCommand | ExportCommand
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match command:
             case RunCommand():
                 _run(command)
+            case SearchCommand():
+                _search(command)
             case TraceCommand():
                 _trace(command)
             case CostCommand():
@@ -221,6 +224,7 @@ def _parse_with(argv: list[str], settings: Config) -> Command:
     default = RunCommand(settings=settings)
     commands = (
         Annotated[RunCommand, tyro.conf.subcommand("run", default=default)]
+        | Annotated[SearchCommand, tyro.conf.subcommand("search")]
         | Annotated[TraceCommand, tyro.conf.subcommand("trace")]
         | Annotated[CostCommand, tyro.conf.subcommand("cost")]
         | Annotated[ReportCommand, tyro.conf.subcommand("report")]
@@ -269,6 +273,12 @@ def _run(command: RunCommand) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: {PROGRAM} run --resume {directory}") from None
     _show_summary(result["summary"], directory, command.as_json)
+
+
+def _search(command: SearchCommand) -> None:
+    from codesign.cli_search import search
+
+    _show(*search(command), command.as_json)
 
 
 def _report(command: ReportCommand) -> None:

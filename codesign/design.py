@@ -63,6 +63,13 @@ DEFAULT_VARIABLES: dict[str, Variable] = {
     "resident_fraction": Variable(1 / 16, 15 / 16, 1 / 16, logarithmic=False),
 }
 
+# What jumps from grain to grain: a search looks it up, no slope steers it.
+SEARCHED_VARIABLES: dict[str, Variable] = DEFAULT_VARIABLES | {
+    "local_banks": Variable(1, 16, 1),
+    "shared_banks": Variable(1, 16, 1),
+    "slice_bits": Variable(1, 8, 1, "bits"),
+}
+
 
 @dataclass(frozen=True)
 class DesignSpace:
@@ -116,7 +123,7 @@ class DesignSpace:
 
 
 def physical_values(chip: Chip) -> dict[str, float]:
-    """The quantities that a design can free, as a concrete chip has them, in the units of `DEFAULT_VARIABLES`."""
+    """The quantities that a design can free, as a concrete chip has them, in the units of `SEARCHED_VARIABLES`."""
     size = np.asarray(chip.size_bits, np.float64)
     bandwidth = np.asarray(chip.bandwidth_bits, np.float64)
     columns, rows = np.asarray(chip.fanout, np.float64)[chip.array_level]
@@ -130,12 +137,15 @@ def physical_values(chip: Chip) -> dict[str, float]:
         "shared_bandwidth_bits": float(bandwidth[2]),
         "vdd": float(chip.vdd),
         "resident_fraction": float(chip.resident_fraction),
+        "local_banks": float(chip.banks[1]),
+        "shared_banks": float(chip.banks[2]),
+        "slice_bits": float(chip.mac.slice_bits),
     }
 
 
 def with_values(chip: Chip, values: MappingABC[str, jax.Array]) -> Chip:
-    """The chip with some of its quantities replaced; values in the units of `DEFAULT_VARIABLES`, traced or concrete."""
-    size, bandwidth, fanout = chip.size_bits, chip.bandwidth_bits, chip.fanout
+    """The chip with some of its quantities replaced; values in the units of `SEARCHED_VARIABLES`, traced or concrete."""
+    size, bandwidth, fanout, banks, mac = chip.size_bits, chip.bandwidth_bits, chip.fanout, chip.banks, chip.mac
     scale = {"register_bytes": (0, BYTE), "local_kib": (1, KIB), "shared_kib": (2, KIB)}
     for name, (level, bits) in scale.items():
         if name in values:
@@ -143,11 +153,18 @@ def with_values(chip: Chip, values: MappingABC[str, jax.Array]) -> Chip:
     for name, level in {"local_bandwidth_bits": 1, "shared_bandwidth_bits": 2}.items():
         if name in values:
             bandwidth = bandwidth.at[level].set(values[name])
+    for name, level in {"local_banks": 1, "shared_banks": 2}.items():
+        if name in values:
+            banks = banks.at[level].set(values[name])
     for name, axis in {"columns": 0, "rows": 1}.items():
         if name in values:
             fanout = fanout.at[chip.array_level, axis].set(values[name])
+    if "slice_bits" in values:
+        mac = dataclasses.replace(mac, slice_bits=jnp.asarray(values["slice_bits"], chip.vdd.dtype))
     # A Python float would be weakly typed, and every function that takes the chip compiled once more for it.
     direct: dict[str, Any] = {
         name: jnp.asarray(values[name], chip.vdd.dtype) for name in ("vdd", "resident_fraction") if name in values
     }
-    return dataclasses.replace(chip, size_bits=size, bandwidth_bits=bandwidth, fanout=fanout, **direct)
+    return dataclasses.replace(
+        chip, size_bits=size, bandwidth_bits=bandwidth, fanout=fanout, banks=banks, mac=mac, **direct
+    )

@@ -195,8 +195,13 @@ class Enumerator:
         known: Found | None = None,
         deadline: float = np.inf,
         on_improvement: Callable[[Array], None] | None = None,
+        *,
+        evaluations: float = np.inf,
+        keep_on_interrupt: bool = True,
     ) -> Found:
         """The cheapest mappings under a price, or all that no other undercuts in every cost.
+
+        From the first mapping that fits on, the search may end at any time with the best so far: at its limits, or by Ctrl-C.
 
         Args:
           price: m costs, each growing with every count.
@@ -204,12 +209,15 @@ class Enumerator:
           known: mappings of an earlier search of this enumerator, to begin with.
           deadline: `time.process_time()` to stop at.
           on_improvement: called with the costs (m, n) so far.
+          evaluations: to stop at, mappings and parts of mappings.
+          keep_on_interrupt: whether Ctrl-C ends the search with what was found; else it goes on to the caller.
 
         Raises:
           NoMappingError: none fits.
         """
         limits = Limits(self.space.capacity, self.space.fanout) if limits is None else limits
-        return _Search(self, price, limits, on_improvement).run(known, deadline)
+        ending = (_SpentError, KeyboardInterrupt) if keep_on_interrupt else _SpentError
+        return _Search(self, price, limits, on_improvement, deadline, evaluations).run(known, ending)
 
     def branches(self, fanout: Array) -> _Branches:
         """Every skeleton under a limit of the fan-out, with undominated options."""
@@ -269,22 +277,34 @@ def _ranks(sweep: Sweep) -> list[int]:
     return [inner_first.index(d) for d in range(len(LOOPS))]
 
 
+class _SpentError(Exception):
+    """A limit of a search was reached, and it has a mapping to end with."""
+
+
 class _Search:
     """One run of `Enumerator.search`."""
 
-    def __init__(self, enumerator: Enumerator, price: Price, limits: Limits, on_improvement):
+    def __init__(
+        self, enumerator: Enumerator, price: Price, limits: Limits, on_improvement, deadline: float, most: float
+    ):
         self.enumerator, self.price, self.limits, self.on_improvement = enumerator, price, limits, on_improvement
+        self.deadline, self.most = deadline, most
         self.evaluations = 0
         self.front: Front | None = None
 
-    def run(self, known: Found | None, deadline: float) -> Found:
+    def run(self, known: Found | None, ending: type[BaseException] | tuple[type[BaseException], ...]) -> Found:
         """Begin with what is known or, failing that, narrowly; then go through the branches, cheapest bound first."""
         branches = self.enumerator.branches(self.limits.fanout)
         if known is not None:
             self._add(known.counts, known.origin)
-        if self.front is None:
-            for branch in branches.each:
+        is_ended = False
+        try:
+            for branch in branches.each if self.front is None else ():
                 self._narrow(branch)
+        except ending:
+            if self.front is None:
+                raise
+            is_ended = True
         kept = np.zeros(branches.alone.shape[1], bool)
         kept[self._open(branches.alone)] = True
         bounds = self._cost(branches.least)
@@ -294,8 +314,13 @@ class _Search:
             pruned = branch.keep(kept[end - sum(map(len, branch.indices)) : end])
             if all(map(len, pruned.indices)):
                 open_.append((bounds[:, [i]], pruned))
-        while open_ and (self.front is None or time.process_time() < deadline):
-            self._complete(open_.pop(0)[1])
+        try:
+            while open_ and not is_ended:
+                self._complete(open_[0][1])
+                open_.pop(0)
+        except ending:
+            if self.front is None:
+                raise
         if self.front is None:
             raise NoMappingError(self._reason(branches.least))
         left = [bound for bound, _ in open_ if not self.front.covers(bound)[0]]
@@ -365,6 +390,8 @@ class _Search:
         indices, counts = branch.indices[g], branch.counts[g]
         k, is_last = counts.shape[1], g + 1 == len(branch.counts)
         for start in range(0, values.shape[1], max(1, _PART // k)):
+            if self.front is not None and (self.evaluations >= self.most or time.process_time() >= self.deadline):
+                raise _SpentError
             part = slice(start, start + max(1, _PART // k))
             grown = (values[:, part, None] * counts[:, None]).reshape(len(values), -1)
             least = grown * least_above[g + 1]

@@ -47,7 +47,7 @@ def trace_model(model: str, data: str, batch_size: int) -> dict[str, Any]:
     Raises:
       ValueError: no such model or data, or a model without any convolution or product.
     """
-    rows = _workload(model, data, batch_size).table()
+    rows = model_workload(model, data, batch_size).table()
     totals = {name: sum(row[name] for row in rows) for name in ("effective_macs", "macs")}
     return {"model": model, "data": data, "batch_size": batch_size, "operations": rows} | totals
 
@@ -80,7 +80,7 @@ def cost_model(
       ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits, or skips nothing.
     """
     built, key = _build(chip, bits, mode, skips=skip_after_epochs > 0), jax.random.key(0)
-    training = _workload(model, data, batch_size)
+    training = model_workload(model, data, batch_size)
     uniform: Any = np.full((1 + int(np.max(training.product)), 4), float(bits), np.float32)
 
     work = _left_work(model, data, batch_size, bits, skip_after_epochs, built) if skip_after_epochs else None
@@ -95,7 +95,7 @@ def cost_model(
     # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
     with ThreadPoolExecutor(1) as beside:  # LLVM compiles one while Python traces another
         beside.submit(compile_costs, built, training, uniform)
-        single = beside.submit(_workload, model, data, 1)
+        single = beside.submit(model_workload, model, data, 1)
         costed = {
             "training_step": training_cost(training, searched(training), uniform),
             "inference": inference_cost(single.result(), searched(single.result()), uniform),
@@ -125,7 +125,8 @@ def _left_work(model: str, data: str, batch_size: int, bits: int, epochs: int, c
     return left_work(forward, state, batch, slice_width)
 
 
-def _workload(model: str, data: str, batch_size: int) -> Workload:
+def model_workload(model: str, data: str, batch_size: int) -> Workload:
+    """The workload of a model by its name or file; arguments and errors as `trace_model`."""
     if (suffix := Path(model).suffix) in _READERS:
         graph = _READERS[suffix](Path(model), batch_size)
         return trace(graph.fn, graph.params, *graph.inputs)

@@ -42,13 +42,26 @@ def step_cost(
       prices: (2,), of a joule and of a second, which rank candidates; see `codesign.mapper.score`.
       density: (n, 2), see `hw.cost.price`; by default nothing is skipped.
     """
+    costs, rho = price_candidates(chip, step, operation_bits, tensor_bits, accesses, density)
+    return join(chip, step, soft_minimum(costs, prices), rho, tensor_bits)
+
+
+def price_candidates(
+    chip: Chip,
+    step: Step,
+    operation_bits: jax.Array,
+    tensor_bits: jax.Array,
+    accesses: Accesses,
+    density: jax.Array | None = None,
+) -> tuple[Cost, jax.Array]:
+    """Cost (n, K) of every candidate of every operation, and the resident share (m,) of every tensor."""
     density = full_density(operation_bits) if density is None else density
     rho = residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
     over_candidates = jax.vmap(price, (None, None, 0, None, None, None))
     costs = jax.vmap(over_candidates, (None, 0, 0, 0, 0, 0))(
         chip, step.operations, accesses, operation_bits, density, rho[step.operand_tensor]
     )
-    return join(chip, step, soft_minimum(costs, prices), rho, tensor_bits)
+    return costs, rho
 
 
 def full_density(operation_bits: jax.Array) -> jax.Array:
@@ -59,11 +72,9 @@ def full_density(operation_bits: jax.Array) -> jax.Array:
 
 def soft_minimum(costs: Cost, prices: jax.Array) -> Cost:
     """Best legal candidate of each operation, (n, K) -> (n,), with the gradient of the soft minimum over K."""
-    violation = jnp.sum(costs.violation, axis=-1)
-    inflation = 1.0 + violation
-    scores = jnp.log(prices[0] * costs.energy + prices[1] * costs.latency) + jnp.log(inflation)
+    scores, best = _rank(costs, prices)
+    inflation = 1.0 + jnp.sum(costs.violation, axis=-1)
     weights = jax.nn.softmax(-scores / _TEMPERATURE, axis=-1)
-    best = jnp.argmin(jnp.where(violation > 0, scores + _ILLEGAL, scores), axis=-1)
     one_hot = jax.nn.one_hot(best, scores.shape[-1], dtype=scores.dtype)
     weights, one_hot = jax.lax.stop_gradient((weights, one_hot))
 
@@ -76,6 +87,18 @@ def soft_minimum(costs: Cost, prices: jax.Array) -> Cost:
 
     priced = {"energy", "latency", "mac_energy", "access_energy", "control_energy"}
     return Cost(**{name: reduce(value, name in priced) for name, value in vars(costs).items()})
+
+
+def best_candidate(costs: Cost, prices: jax.Array) -> jax.Array:
+    """Index (n,) of the best legal candidate of each operation, (n, K)."""
+    return _rank(costs, prices)[1]
+
+
+def _rank(costs: Cost, prices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scores (n, K), inflated where a candidate does not fit, and the best of those that do, (n,)."""
+    violation = jnp.sum(costs.violation, axis=-1)
+    scores = jnp.log(prices[0] * costs.energy + prices[1] * costs.latency) + jnp.log(1.0 + violation)
+    return scores, jnp.argmin(jnp.where(violation > 0, scores + _ILLEGAL, scores), axis=-1)
 
 
 def next_prices(cost: StepCost) -> jax.Array:

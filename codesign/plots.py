@@ -152,6 +152,37 @@ def accuracy_energy(points: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @_styled
+def design_front(
+    points: Sequence[Mapping[str, Any]], best: Mapping[str, Any], base: Mapping[str, Any], knee: int
+) -> Figure:
+    """Energy against latency of designs that no other beats in energy, latency and area; the darker, the larger the chip.
+
+    Args:
+      points: the front, dicts with "energy_uj", "latency_ms" and "area_mm2".
+      best, base: two more such, the best by the objective and the chip that the search began with.
+      knee: index of the front's knee.
+    """
+    figure, (ax,) = _panels(height=4.2)
+    energy, latency, area = (
+        np.array([p[key] for p in points], float) for key in ("energy_uj", "latency_ms", "area_mm2")
+    )
+    shades = ax.scatter(energy, latency, c=area, cmap="viridis_r", s=26, edgecolor=PAPER, linewidth=0.5, zorder=2)
+    marked = {"best": (best, "*", PALETTE[0]), "knee": (points[knee], "D", PALETTE[3]), "base chip": (base, "X", INK)}
+    for label, (point, marker, color) in marked.items():
+        ax.scatter(
+            [point["energy_uj"]], [point["latency_ms"]], s=130 if marker == "*" else 60, marker=marker, color=color,
+            edgecolor=PAPER, linewidth=0.8, label=label, zorder=3,
+        )  # fmt: skip
+    _scale_axis(ax, "x", (min([*energy, base["energy_uj"]]), max([*energy, base["energy_uj"]])))
+    _scale_axis(ax, "y", (min([*latency, base["latency_ms"]]), max([*latency, base["latency_ms"]])))
+    ax.set_xlabel("energy (µJ)")
+    ax.set_ylabel("latency (ms)")
+    figure.colorbar(shades, ax=ax, label="chip area (mm²)")
+    _legend_below(figure, [ax])
+    return figure
+
+
+@_styled
 def bits_per_layer(table: Mapping[str, Mapping[str, float]]) -> Figure:
     """Bit widths, one row per layer in order of execution, one column per operand.
 

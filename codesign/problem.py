@@ -43,6 +43,7 @@ _BUDGET_SETTINGS = {
 _FREE_VARIABLES = {
     "bandwidth": ("local_bandwidth_bits", "shared_bandwidth_bits"),
     "shared_kib": ("shared_kib", "resident_fraction"),
+    "banks": ("local_banks", "shared_banks"),
 }
 _CHIP_SETTINGS = ("rows", "columns", "local_kib", "shared_kib", "vdd", "node_nm")
 _CALIBRATION_SAMPLES = 256
@@ -188,8 +189,13 @@ def load_published(config: ChipConfig, bits: float, mode: str | None = None, mec
 
 def design_space(chip: Chip, free: tuple[str, ...]) -> DesignSpace:
     """The quantities that the settings free, under the names of `codesign.design`."""
-    names = [name for setting in free for name in _FREE_VARIABLES.get(setting, (setting,))]
+    names = free_variables(free)
     return DesignSpace(chip, {name: variable for name, variable in DEFAULT_VARIABLES.items() if name in names})
+
+
+def free_variables(free: Sequence[str]) -> list[str]:
+    """The quantities of `codesign.design` that settings of `chip.free` name."""
+    return [name for setting in free for name in _FREE_VARIABLES.get(setting, (setting,))]
 
 
 def budgets(config: Config, base: Chip) -> dict[str, float]:

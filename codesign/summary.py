@@ -12,7 +12,7 @@ import numpy as np
 
 from codesign import mapper
 from codesign.cost_report import describe_cost, describe_operations, explain_dearest, headline, training_cost
-from codesign.design import physical_values
+from codesign.design import SEARCHED_VARIABLES, physical_values
 from codesign.evaluation import Evaluated
 from codesign.tracing import Workload
 from codesign.uncertainty import interval
@@ -106,9 +106,8 @@ def describe_chip(chip: Chip) -> dict[str, Any]:
 
 def chip_values(described: MappingABC[str, Any]) -> dict[str, jax.Array]:
     """The free quantities of a described chip, as `codesign.design.with_values` takes them."""
-    names = ("rows", "columns", "register_bytes", "local_kib", "shared_kib", "local_bandwidth_bits",
-             "shared_bandwidth_bits", "vdd", "resident_fraction")  # fmt: skip
-    return {name: jnp.asarray(float(described[_UNIT_KEYS.get(name, name)])) for name in names}
+    keys = {name: _UNIT_KEYS.get(name, name) for name in SEARCHED_VARIABLES}
+    return {name: jnp.asarray(float(described[key])) for name, key in keys.items() if key in described}
 
 
 def describe_mappings(labels: Sequence[str], candidates: mapper.Candidates, levels: Sequence[str]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def timeloop_design(chip: Chip, operation: Operation, mapping: Mapping, bits: np
     return {
         "arch": _architecture(chip, word_bits, bits[np.asarray(operation.accumulated) == 0], split),
         **timeloop_problem(operation),
-        "mapping": _mapping(chip.names, operation, mapping, split),
+        "mapping": timeloop_mapping(chip.names, operation, mapping, split),
     }
 
 
@@ -128,10 +128,17 @@ def _level(name: str, instances: int, mesh: int, word_bits: int) -> dict[str, An
     }
 
 
-def _mapping(
-    names: Sequence[str], operation: Operation, mapping: Mapping, split: Sequence[int]
+def timeloop_mapping(
+    names: Sequence[str], operation: Operation, mapping: Mapping, split: Sequence[int] = ()
 ) -> list[dict[str, Any]]:
-    """Outermost level first; permutations run from inner to outer, the first `split` loops of a fan-out along X."""
+    """A mapping in Timeloop's words: outermost level first; permutations run from inner to outer.
+
+    Args:
+      names: of the levels, innermost first.
+      operation: the nest.
+      mapping: of it; concrete.
+      split: levels below which one loop runs along both axes, and which need a level of rows below.
+    """
     temporal, spatial = (np.rint(np.asarray(x)).astype(int) for x in (mapping.temporal, mapping.spatial))
     rests = _rests(operation, temporal, spatial)
     entries: list[dict[str, Any]] = []

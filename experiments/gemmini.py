@@ -50,7 +50,7 @@ def scratchpad_pj(kib: float) -> float:
 
 @dataclass(frozen=True)
 class Gemmini:
-    """The family of `codesign.chip_search.Family`: side of the array, scratchpad and accumulator in KiB, whole numbers.
+    """The family of `codesign.family_search.Family`: side of the array, scratchpad and accumulator in KiB, whole numbers.
 
     Its ranges are those that DOSA draws starting points from (there powers of two).
     """

@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from codesign.anytime import Effort as SearchEffort
-from codesign.chip_search import Chip, ChipSearch, Design, Progress
+from codesign.family_search import Chip, Design, FamilySearch, Progress
 from codesign.flat import map_network, map_operations
 from codesign.lagrangian import least_product
+from codesign.mapspace import Space
 from codesign.random_mappings import sample
 from experiments.gemmini import DEFAULT, WORKLOADS, Gemmini, Workload, read_workload
 from experiments.timeloop_inputs import timeloop_input, write_timeloop_inputs
@@ -42,7 +43,7 @@ _CHECKPOINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 @dataclass(frozen=True)
 class Effort:
     """How much each search may do: CPU seconds, gap to stop at, valid random mappings per layer and chip, chips, seeds,
-    mappings per layer of local search."""
+    mappings per layer of local search (0 leaves it out)."""
 
     time_limit: float = 120.0
     tolerance: float = 0.0
@@ -89,10 +90,10 @@ class Answer:
     random_convergence: list[tuple[int, float]]
 
 
-def search(workload: Workload, mode: str, effort: Effort) -> tuple[Answer, ChipSearch, Design]:
+def search(workload: Workload, mode: str, effort: Effort) -> tuple[Answer, FamilySearch, Design]:
     """Searches one mode; the answer has no random figures yet."""
     family, begun = Gemmini(), time.process_time()
-    chips = ChipSearch(family, workload.nests, workload.counts)
+    chips = FamilySearch(family, workload.nests, workload.counts)
     deadline = begun + effort.time_limit
     if mode == "fixed":
         design, bound = chips.map_chip(DEFAULT, deadline=deadline)
@@ -171,15 +172,19 @@ def local_search(workload: Workload, chip: Chip, effort: Effort, seed: int) -> f
     return found.value
 
 
-def imperfect_search(workload: Workload, design: Design, mappings: list[tuple], effort: Effort) -> float:
+def to_mapping(space: Space, factors: tuple) -> Mapping:
+    """What an enumerator found as a mapping of `hw`."""
+    return Mapping(*(jnp.asarray(x) for x in (*factors, space.keep * 1.0)))
+
+
+def imperfect_search(workload: Workload, design: Design, mappings: list[Mapping], effort: Effort) -> float:
     """Best EDP of local search around the mappings of a design, factors free to exceed what the bounds divide into."""
     space, prices = Gemmini().flat(design.chip)
-    found = [Mapping(*(jnp.asarray(x) for x in (*mapping, space.keep * 1.0))) for mapping in mappings]
-    start = jax.tree.map(lambda *x: np.stack(x)[:, None], *found)
+    start = jax.tree.map(lambda *x: np.stack(x)[:, None], *mappings)
     weights = np.tile([1 / design.choice.energy, 1 / design.choice.latency], (len(mappings), 1))
     mapped = map_operations(
         jax.random.key(0), workload.nests, space, prices, jnp.asarray(weights, float), start=start, perfect=False,
-        num_chains=8, iterations=effort.local_evaluations // 8, temperature=0.05,
+        num_chains=8, iterations=effort.local_evaluations // 8, temperature=0.05, num_best=8,
     )  # fmt: skip
     return min(design.choice.value, least_product(mapped.costs(), workload.counts).value)
 
@@ -187,11 +192,14 @@ def imperfect_search(workload: Workload, design: Design, mappings: list[tuple], 
 def run(name: str, modes: Sequence[str], effort: Effort, workloads: Path, out: Path) -> dict[str, Answer]:
     """All modes of one network; Timeloop inputs and the figure go to `out`."""
     workload, answers = read_workload(workloads, name), {}
+    local_seeds = range(effort.seeds if effort.local_evaluations else 0)
     for mode in modes:
         answer, chips, design = search(workload, mode, effort)
         chosen = zip(chips.enumerators, design.found, design.choice.picks, strict=True)
-        mappings = [enumerator.mapping(found.origin[pick]) for enumerator, found, pick in chosen]
-        inputs = [timeloop_input(design.chip, n, *m) for n, m in zip(workload.nests, mappings, strict=True)]
+        mappings = [
+            to_mapping(chips.family.space, enumerator.mapping(found.origin[pick])) for enumerator, found, pick in chosen
+        ]
+        inputs = [timeloop_input(design.chip, n, m) for n, m in zip(workload.nests, mappings, strict=True)]
         write_timeloop_inputs(out / name / mode, inputs)
         curves = {
             widest: [random_search(workload, mode, effort, seed, widest) for seed in range(effort.seeds)]
@@ -200,8 +208,8 @@ def run(name: str, modes: Sequence[str], effort: Effort, workloads: Path, out: P
         answers[mode] = Answer(**asdict(answer) | {
             "random_edp": [float(c[-1]) for c in curves[False]],
             "random_widest_edp": [float(c[-1]) for c in curves[True]],
-            "local_edp": [local_search(workload, design.chip, effort, seed) for seed in range(effort.seeds)],
-            "imperfect_edp": imperfect_search(workload, design, mappings, effort),
+            "local_edp": [local_search(workload, design.chip, effort, seed) for seed in local_seeds],
+            "imperfect_edp": imperfect_search(workload, design, mappings, effort) if local_seeds else np.nan,
             "random_convergence": [(n, float(c)) for n, c in zip(_CHECKPOINTS, curves[False][0], strict=False)],
         })  # fmt: skip
     draw_convergence(name, answers).savefig(out / f"{name}.png", dpi=150)

@@ -8,24 +8,24 @@ given for all of them together there, and here for each that the mapping uses.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from codesign.mapspace import Array, Nest
+from codesign.exchange import timeloop_problem
+from codesign.mapspace import Nest
+from codesign.timeloop_designs import timeloop_mapping
 from experiments import gemmini
-from hw.operation import LOOPS
+from hw.mapping import Mapping
 
 _LEVELS = ("Registers", "Accumulator", "Scratchpad", "DRAM")
-_TENSORS = ("Weights", "Inputs", "Outputs")
-_DIMENSIONS = "RSPQCKN"
 
 
-def timeloop_input(chip: tuple[int, ...], nest: Nest, temporal: Array, spatial: Array, order: Any) -> dict[str, Any]:
-    """Architecture, problem and mapping of one layer; the mapping as `Enumerator.mapping` gives it."""
+def timeloop_input(chip: tuple[int, ...], nest: Nest, mapping: Mapping) -> dict[str, Any]:
+    """Architecture, problem and mapping of one layer."""
+    operation = nest.operation()
     return {
-        "arch": _architecture(chip, int(spatial.prod())),
-        "problem": _problem(nest),
-        "mapping": _mapping(temporal, spatial, order),
+        "arch": _architecture(chip, round(float(mapping.spatial.prod()))),
+        **timeloop_problem(operation),
+        "mapping": timeloop_mapping(_LEVELS, operation, mapping),
     }
 
 
@@ -57,55 +57,3 @@ def _architecture(chip: tuple[int, ...], macs_used: int) -> dict[str, Any]:
     ]
     arithmetic = {"name": "MACs", "instances": pe * pe, "meshX": pe, "word_bits": 8, "energy": gemmini.MAC_PJ}
     return {"arithmetic": arithmetic, "storage": storage}
-
-
-def _problem(nest: Nest) -> dict[str, Any]:
-    shape = {
-        "name": "CNN_Layer",
-        "dimensions": list("RSPQCKN"),
-        "coefficients": [
-            {"name": "Wstride", "default": 1},
-            {"name": "Hstride", "default": 1},
-            {"name": "Wdilation", "default": 1},
-            {"name": "Hdilation", "default": 1},
-        ],
-        "data_spaces": [
-            {"name": "Weights", "projection": [[["C"]], [["K"]], [["R"]], [["S"]]]},
-            {
-                "name": "Inputs",
-                "projection": [
-                    [["N"]],
-                    [["C"]],
-                    [["R", "Wdilation"], ["P", "Wstride"]],
-                    [["S", "Hdilation"], ["Q", "Hstride"]],
-                ],
-            },
-            {"name": "Outputs", "projection": [[["N"]], [["K"]], [["Q"]], [["P"]]], "read_write": True},
-        ],
-    }
-    steps = dict(zip(("Wstride", "Hstride", "Wdilation", "Hdilation"), (*nest.stride, *nest.dilation), strict=True))
-    return {"shape": shape, "instance": {d: int(nest.bounds[LOOPS.index(d)]) for d in _DIMENSIONS} | steps}
-
-
-def _mapping(temporal: Array, spatial: Array, order: Any) -> list[dict[str, Any]]:
-    """Outermost level first. Permutations run from inner to outer; `split` counts the loops that fan out along X."""
-    keep = gemmini.Gemmini().space.keep
-    entries: list[dict[str, Any]] = []
-    for l in reversed(range(len(_LEVELS))):
-        inner_first = [LOOPS[d] for d in np.argsort(order[l]) if LOOPS[d] in _DIMENSIONS]
-        entry = {"target": _LEVELS[l], "type": "temporal", "factors": _factors(temporal[l])}
-        entries.append(entry | {"permutation": "".join(inner_first)})
-        if spatial[l].prod() > 1:
-            along_x = [d for d in _DIMENSIONS if spatial[l, 0, LOOPS.index(d)] > 1]
-            others = [d for d in _DIMENSIONS if d not in along_x]
-            entry = {"target": _LEVELS[l], "type": "spatial", "factors": _factors(spatial[l].prod(axis=0))}
-            entries.append(entry | {"permutation": "".join(along_x + others), "split": len(along_x)})
-        if not keep[l].all():
-            kept = [name for name, is_kept in zip(_TENSORS, keep[l], strict=True) if is_kept]
-            passed = [name for name in _TENSORS if name not in kept]
-            entries.append({"target": _LEVELS[l], "type": "bypass", "keep": kept, "bypass": passed})
-    return entries
-
-
-def _factors(factors: Array) -> str:
-    return " ".join(f"{d}={int(factors[LOOPS.index(d)])}" for d in _DIMENSIONS)

@@ -1,7 +1,8 @@
-"""Lower bounds: no legal mapping of an operation on a chip costs less energy or fewer cycles."""
+"""Lower bounds: no legal mapping of an operation on a chip, or on any chip of a box, costs less energy or time."""
 
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from hw.arithmetic import partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
 from hw.cost import REDUCED, with_defaults
 from hw.operation import LOOPS, RELEVANT, Operation
+from hw.step import Step
 from hw.windows import distinct_offsets
 
 _G, _N, _K, _C, _P, _Q, _R, _S = range(len(LOOPS))
@@ -32,6 +34,25 @@ class LowerBound:
     latency: jax.Array
     cycles: jax.Array
     dram_words: jax.Array
+
+
+class Corners(NamedTuple):
+    """Two chips between which all chips of a box lie, and the least that an access costs on any of them.
+
+    Attributes:
+      small: of least area, leakage, fan-outs and supply: what products, wires and logic cost.
+      large: of the largest capacities, fan-outs, bandwidths and supply: what fits, and how fast.
+      energy_per_bit: at least that of each level's reads and writes, joules, shape (L, 2); see `Chip.energy_per_bit`.
+    """
+
+    small: Chip
+    large: Chip
+    energy_per_bit: jax.Array
+
+    @classmethod
+    def of(cls, chip: Chip) -> Self:
+        """Those of a box of one chip."""
+        return cls(chip, chip, chip.energy_per_bit())
 
 
 def compulsory_words(operation: Operation) -> jax.Array:
@@ -84,47 +105,98 @@ def lower_bound(
     Returns:
       The bound, differentiable almost everywhere.
     """
-    density, resident = with_defaults(bits, density, resident)
+    return lower_bound_of_box(Corners.of(chip), operation, bits, *with_defaults(bits, density, resident))
+
+
+def lower_bound_of_box(
+    corners: Corners, operation: Operation, bits: jax.Array, density: jax.Array, resident: jax.Array
+) -> LowerBound:
+    """As `lower_bound`, for every chip of a box; cycles are those of the fastest.
+
+    Args:
+      corners: of the box.
+      operation, bits, density: as `lower_bound`.
+      resident: at least the resident share of each operand on any of the chips, shape (3,).
+    """
+    small, large = corners.small, corners.large
     accumulated = operation.accumulated > 0.5
     read_bits = jnp.stack([jnp.where(accumulated[0], bits[1], bits[0]), jnp.where(accumulated[2], bits[1], bits[2])])
     summed = jnp.prod(jnp.where(REDUCED, operation.bounds[None], 1.0), axis=1)
-    sum_bits = partial_sum_bits(chip.mac, read_bits, jnp.sum(jnp.where(accumulated, summed, 0.0)))
+    sum_bits = partial_sum_bits(small.mac, read_bits, jnp.sum(jnp.where(accumulated, summed, 0.0)))
     moved_bits = jnp.where(accumulated, jnp.minimum(bits, sum_bits), bits)
     work = operation.macs * density[0] * density[1]
-    cycles_per_product = product_cycles(chip.mac, read_bits)
+    cycles_per_product = product_cycles(small.mac, read_bits)
     leaving = 1.0 - resident
 
-    mac_energy = work * product_energy(chip.mac, chip.technology, chip.vdd, read_bits, sum_bits)
-    control = 1.0 + chip.technology["clock.energy"] + chip.technology["control.energy"]
-    on_chip, dram = _least_access_energy(chip, operation, accumulated, moved_bits, leaving)
+    mac_energy = work * product_energy(small.mac, small.technology, small.vdd, read_bits, sum_bits)
+    control = 1.0 + small.technology["clock.energy"] + small.technology["control.energy"]
+    on_chip, dram = _least_access_energy(corners, operation, accumulated, moved_bits, leaving)
     energy = jnp.min(control * (mac_energy + on_chip) + dram)
 
-    capacity = _capacities(chip, moved_bits)[-1]
+    capacity = _capacities(large, moved_bits)[-1]
     least = compulsory_words(operation)
     dram_bits = moved_bits * leaving
     moved = jnp.maximum(jnp.sum(least * dram_bits), _capacity_cost(operation, capacity, least, dram_bits))
     read = jnp.sum(jnp.where(accumulated, 0.0, least * dram_bits))
     written = jnp.sum(jnp.where(accumulated, least * dram_bits, 0.0))
-    serial = moved if chip.ports[-1] == "1RW" else jnp.maximum(jnp.maximum(read, written), moved / 2.0)
-    compute_cycles = cycles_per_product * density[0] * density[1] * jnp.maximum(operation.macs / chip.num_macs(), 1.0)
-    cycles = jnp.maximum(compute_cycles, serial / chip.bits_per_cycle()[-1])
+    serial = moved if large.ports[-1] == "1RW" else jnp.maximum(jnp.maximum(read, written), moved / 2.0)
+    compute_cycles = cycles_per_product * density[0] * density[1] * jnp.maximum(operation.macs / large.num_macs(), 1.0)
+    cycles = jnp.maximum(compute_cycles, serial / large.bits_per_cycle()[-1])
     words = jnp.maximum(jnp.sum(least), _capacity_cost(operation, capacity, least, jnp.ones_like(least)))
-    return LowerBound(energy=energy, latency=cycles / chip.frequency(), cycles=cycles, dram_words=words)
+    return LowerBound(energy=energy, latency=cycles / large.frequency(), cycles=cycles, dram_words=words)
+
+
+class StepBound(NamedTuple):
+    """What a step costs at least on any chip of a box: joules, seconds, square metres, watts of leakage, each ()."""
+
+    energy: jax.Array
+    latency: jax.Array
+    area: jax.Array
+    leakage_power: jax.Array
+
+
+def step_bound(corners: Corners, step: Step, operation_bits: jax.Array, tensor_bits: jax.Array) -> StepBound:
+    """Bounds a step under any mappings; the arguments are those of `hw.schedule.evaluate_step`, at full density.
+
+    A tensor is resident by no more than what it alone would be if nothing else were on the largest chip. Moves between
+    shared SRAM and DRAM beside what operations and vector work read and write are left out, and so is the time that
+    vector work spends at the shared SRAM.
+    """
+    small, large = corners.small, corners.large
+    capacity = large.size_bits[-2] * large.resident_fraction
+    resident = jnp.clip(capacity / (step.tensor_elements * tensor_bits), 0.0, 1.0)
+    full = jnp.ones((*operation_bits.shape[:-1], 2), operation_bits.dtype)
+    bounds = jax.vmap(lower_bound_of_box, (None, 0, 0, 0, 0))(
+        corners, step.operations, operation_bits, full, resident[step.operand_tensor]
+    )
+    split = jnp.stack([resident, 1.0 - resident], axis=-1) * tensor_bits[:, None]  # (m, 2)
+    read, written = step.vector_reads @ split, step.vector_writes @ split  # (v, 2), at shared SRAM and DRAM
+    per_bit = (corners.energy_per_bit + small.wire_energy_per_bit()[:, None])[-2:]
+    per_bit = per_bit.at[0].min(per_bit[1])  # where SRAM is the dearer, nothing needs to be resident
+    accessed = jnp.sum(read * per_bit[None, :, 0] + written * per_bit[None, :, 1], axis=0)
+    arithmetic = jnp.sum(step.vector_ops) * small.vector_energy()
+    moved = jnp.maximum(read[:, 1], written[:, 1]) if large.ports[-1] != "1RW" else read[:, 1] + written[:, 1]
+    vector_cycles = jnp.maximum(step.vector_ops / large.vector_lanes, moved / large.bits_per_cycle()[-1])
+    control = 1.0 + small.technology["clock.energy"] + small.technology["control.energy"]
+    energy = jnp.sum(step.multiplicity * bounds.energy) + accessed[1] + control * (arithmetic + accessed[0])
+    latency = jnp.sum(step.multiplicity * bounds.latency) + jnp.sum(vector_cycles) / large.frequency()
+    leakage = small.leakage_power()
+    return StepBound(energy + leakage * latency, latency, small.area().total, leakage)
 
 
 def _least_access_energy(
-    chip: Chip, operation: Operation, accumulated: jax.Array, bits: jax.Array, leaving: jax.Array
+    corners: Corners, operation: Operation, accumulated: jax.Array, bits: jax.Array, leaving: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Joules of the levels on chip and of DRAM, by the keep sets of weights, inputs and outputs, each (k, k, k)."""
-    num_levels = len(chip.kinds)
+    num_levels = len(corners.small.kinds)
     # (k, L): all sets of levels that an operand can be kept at; DRAM is in each.
     keep = np.array([(*kept, True) for kept in product((False, True), repeat=num_levels - 1)])
     lowest = keep & (np.cumsum(keep, axis=1) == 1)
-    energy, wire = chip.energy_per_bit(), chip.wire_energy_per_bit()[:, None]
+    energy, wire = corners.energy_per_bit, corners.small.wire_energy_per_bit()[:, None]
     asked_cost = (jnp.where(accumulated[None], energy[:, 1:], energy[:, :1]) + wire) * bits[None]
     asked_cost = asked_cost.at[-1].multiply(leaving)
     least = compulsory_words(operation)
-    of_macs = jnp.maximum(operation.macs / _widest_multicast(chip, operation), least[None])
+    of_macs = jnp.maximum(operation.macs / _widest_multicast(corners.large, operation), least[None])
     asked = jnp.where(lowest[:, :, None], of_macs[None], jnp.where(keep[:, :, None], least[None, None], 0.0))
     fills = jnp.where(keep[:, :-1, None] & ~accumulated[None, None], least[None, None], 0.0)
     fill_cost = (energy[:-1, 1:] * bits[None]).at[-1].multiply(leaving)
@@ -134,7 +206,7 @@ def _least_access_energy(
     together = w[:, None, None] + i[None, :, None] + o[None, None, :]
     all_kept = keep[:, None, None] & keep[None, :, None] & keep[None, None, :]
     capacity_cost = jax.vmap(_capacity_cost, in_axes=(None, 0, None, 0))(
-        operation, _capacities(chip, bits), least, asked_cost
+        operation, _capacities(corners.large, bits), least, asked_cost
     )
     together = jnp.maximum(together, jnp.where(all_kept, capacity_cost[None, None, None], 0.0))
     filled = jnp.sum(fills * fill_cost[None], axis=1)

@@ -1,100 +1,320 @@
-"""The search for chips against trying every chip, and the combination of operations against trying every combination."""
+"""The chip search: bounds below every chip of a box, cuts that lose none, the optimum of small spaces, budgets, endings."""
 
+import dataclasses
 import itertools
-import time
+import json
+import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
-from codesign.chip_search import ChipSearch
-from codesign.lagrangian import least_product, lower_hull
-from codesign.mapspace import Nest
-from experiments.gemmini import Gemmini
+from codesign import cli, rundir
+from codesign.anytime import Effort
+from codesign.branching import OpenBoxes
+from codesign.chip_boxes import Box, bound_boxes, halves, whole_space
+from codesign.chip_population import METRICS, Goal, changed, follow_slopes, inside, on_grains, price_population
+from codesign.chip_report import make_space, make_work
+from codesign.chip_search import OBJECTIVES, SLOPED, ChipSearch, Plan, UnmetBudgetError, check_budgets
+from codesign.design import SEARCHED_VARIABLES, DesignSpace, Variable, physical_values, with_values
+from codesign.inspection import model_workload
+from codesign.pareto import non_dominated
+from codesign.summary import chip_values, read_bits, read_mapping
+from experiments import table_chips
+from hw.accesses import count
+from hw.chip import make_chip
+from hw.chips import CHIPS
+from hw.schedule import evaluate_step
 
-PRODUCT = Nest((1, 1, 8, 12, 6, 1, 1, 1), (1, 1), (1, 1))
-WINDOW = Nest((1, 1, 64, 32, 28, 28, 3, 3), (1, 1), (1, 1))
-WIDE = Nest((1, 1, 256, 64, 28, 28, 1, 1), (1, 1), (1, 1))
+PLAN = Plan(evaluations=160, searched=2, boxes=1)
+LAYER = {
+    "id": 0,
+    "operator_type": "Gemm",
+    "equation": "O[b][k]+=W[k][c]*I[b][c]",
+    "dimension_relations": [],
+    "loop_dims": ["B", "K", "C"],
+    "loop_sizes": [1, 32, 48],
+    "operand_precision": {"W": 8, "I": 8, "O": 16, "O_final": 8},
+    "operand_source": {"I": 0, "W": 0},
+}
 
 
-@pytest.mark.parametrize("powers", [(1.0, 1.0), (1.0, 2.0)])
-def test_the_least_product_is_that_of_all_combinations(powers):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network of one matrix product: two operations in training."""
+    path = tmp_path_factory.mktemp("model") / "product.yaml"
+    path.write_text(yaml.safe_dump([LAYER]))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def work(model):
+    return make_work(model_workload(model, "digits", 16), "training_step", jnp.full((1, 4), 8.0))
+
+
+@pytest.fixture(scope="module")
+def space():
+    return make_space(CHIPS["edge_trainer"](), None)
+
+
+@pytest.fixture(scope="module")
+def area(space):
+    return float(space.base.area().total)
+
+
+@pytest.fixture(scope="module")
+def searched(space, work, area):
+    """A search of a few rounds, and what it found."""
+    search = ChipSearch(space, work, {"area": area}, plan=PLAN)
+    return search, search.search(Effort(6 * PLAN.searched * PLAN.evaluations))
+
+
+@jax.jit
+def counted_cost(chip, step, mapping, operation_bits, tensor_bits):
+    """A step under mappings (n, ...), which are counted anew."""
+    accesses = jax.vmap(count)(step.operations, mapping)
+    return evaluate_step(chip, step, accesses, operation_bits, tensor_bits, jnp.ones((len(operation_bits), 2)))
+
+
+def effort(rounds):
+    return Effort(rounds * PLAN.searched * PLAN.evaluations)
+
+
+def test_open_boxes_come_least_bound_first_and_closed_ones_are_not_forgotten():
+    boxes = OpenBoxes[str](tolerance=0.1)
+    for bound, name in ((3.0, "c"), (1.0, "a"), (2.0, "b")):
+        boxes.add(bound, name, best=10.0)
+    boxes.add(9.5, "hopeless", best=10.0)
+    assert (len(boxes), boxes.bound) == (3, 1.0)
+    assert [boxes.pop() for _ in range(3)] == [(1.0, "a"), (2.0, "b"), (3.0, "c")]
+    assert not boxes and boxes.bound == 9.5 and boxes.is_done(10.0)
+
+
+def test_cuts_lose_no_chip():
+    variables = {
+        "rows": Variable(2, 9, 1),
+        "vdd": Variable(0.5, 0.8, 0.1, logarithmic=False),
+        "slice_bits": Variable(1, 2, 1),
+    }
+    space = DesignSpace(make_chip(), variables)
+    chips = np.array(list(itertools.product(range(2, 10), (0.5, 0.6, 0.7, 0.8), (1, 2))), float)
+
+    def held(box):
+        return ((chips >= box.low - 1e-9) & (chips <= box.high + 1e-9)).all(axis=1)
+
+    whole = whole_space(space)
+    assert (np.sum([held(box) for box in whole], axis=0) == 1).all()
+    leaves, todo = 0, list(whole)
+    while todo:
+        box = todo.pop()
+        cuts = list(halves(space, box))
+        for one, other in cuts:
+            np.testing.assert_array_equal(held(one) ^ held(other), held(box))
+        todo += cuts[0] if cuts else ()
+        leaves += not cuts
+    assert leaves == len(chips)
+
+
+def test_no_chip_of_a_box_costs_less_than_its_bound(searched, space, work):
+    """Designs that the search priced, and others, in boxes drawn around each; a box of one chip among them."""
+    search, found = searched
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        costs = [rng.uniform(1.0, 9.0, (2, n)) for n in (5, 1, 7, 4)]
-        counts = rng.integers(1, 4, 4)
-        best = np.inf
-        for picks in itertools.product(*(range(c.shape[1]) for c in costs)):
-            energy, latency = sum(n * c[:, i] for n, c, i in zip(counts, costs, picks, strict=True))
-            best = min(best, energy ** powers[0] * latency ** powers[1])
-        choice = least_product(costs, counts, powers)
-        assert choice.value == pytest.approx(best)
-        energy, latency = sum(n * c[:, i] for n, c, i in zip(counts, costs, choice.picks, strict=True))
-        assert (choice.energy, choice.latency) == (pytest.approx(energy), pytest.approx(latency))
+    # As many as the search prices and bounds at once, so that nothing more is compiled.
+    front = np.array([point.values for point in found.front])[:16]
+    chips = np.concatenate([front, inside(space, whole_space(space)[3], 48 - len(front), rng)])
+    accesses = search._pool.accesses
+    population = jnp.asarray(np.concatenate([chips, chips[: PLAN.population - 48]]), jnp.float32)
+    priced = price_population(space.base, search.names, population, work, accesses, jnp.ones(2))
+    metrics, fits = np.asarray(priced.metrics)[:48], np.asarray(priced.misfit)[:48] == 0
+    assert fits.sum() > 10
+    low, high = (np.array([getattr(v, end) for v in space.variables.values()]) for end in ("low", "high"))
+    for width in (0.0, 0.3, 1.0):
+        lower, upper = (chips + width * rng.random(chips.shape) * (end - chips) for end in (low, high))
+        lower[:, -1] = upper[:, -1] = chips[:, -1]  # a box has one width of slices
+        boxes = [Box(*ends) for ends in zip(lower, upper, strict=True)]
+        parts = np.concatenate([np.stack(bound_boxes(space, boxes[i : i + 24], work), axis=-1) for i in (0, 24)])
+        # Bounds of some part of the supplies lie below the chip, in all metrics at once; power has only its leakage.
+        below = (parts <= metrics[:, None] * (1 + 1e-5)).all(axis=-1).any(axis=-1)
+        assert below[fits].all(), width
 
 
-def test_no_point_lies_below_the_hull():
-    costs = np.random.default_rng(1).uniform(1.0, 9.0, (2, 50))
-    hull = lower_hull(costs)
-    for price in np.geomspace(0.01, 100.0, 200):
-        weighed = costs[0] + price * costs[1]
-        assert weighed.min() == pytest.approx(weighed[hull].min())
+def test_a_box_of_one_chip_has_the_area_of_that_chip(space, work):
+    values = np.array([12, 20, 48, 24, 136, 640, 256, 0.8, 0.5, 8, 2, 4], float)
+    assert list(space.variables) == list(SEARCHED_VARIABLES)
+    chip = with_values(space.base, {n: jnp.asarray(v) for n, v in zip(space.variables, values, strict=True)})
+    bounds = bound_boxes(space, [Box(values, values)], work)
+    assert bounds.area[0, 0] == pytest.approx(float(chip.area().total), rel=1e-5)
+    assert bounds.power[0, 0] == pytest.approx(float(chip.leakage_power()), rel=1e-5)
+    assert bounds.sram[0, 0] == (24 + 136) * 8192
 
 
-def test_an_operation_without_mappings_is_an_error():
-    with pytest.raises(ValueError, match="expected mappings of every operation"):
-        least_product([np.ones((2, 1)), np.empty((2, 0))])
+def test_a_search_keeps_its_promises(searched, area):
+    search, found = searched
+    metrics = np.array([point.metrics for point in found.front])
+    assert len(metrics) > 3 and non_dominated(metrics[:, :3]).all()
+    assert (metrics[:, METRICS.index("area")] <= area * (1 + 1e-6)).all()
+    values = search.goal.values(metrics)
+    assert (
+        found.value == values.min() == search.goal.values(found.best.metrics) < search.goal.values(found.base.metrics)
+    )
+    assert found.bound <= found.value
+    steps = np.array(found.history)
+    assert (np.diff(steps[:, 2]) <= 0).all() and (np.diff(steps[:, 3]) >= -1e-6 * steps[0, 3]).all()
+    for point in found.front:
+        np.testing.assert_array_equal(on_grains(search.space, point.values), point.values)
 
 
-def every_chip(low, high):
-    return itertools.product(*(range(a, b + 1) for a, b in zip(low, high, strict=True)))
+def test_a_design_costs_what_is_said(searched, work):
+    """Its mappings counted anew and priced on its chip."""
+    search, found = searched
+    mapping = jax.tree.map(lambda x: x[:, 0], found.best.mappings.mapping)
+    cost = counted_cost(search.chip(found.best), work.step, mapping, work.operation_bits, work.tensor_bits)
+    assert float(cost.violation.sum()) == 0.0
+    np.testing.assert_allclose(found.best.metrics[:4], [cost.energy, cost.latency, cost.area, cost.power], rtol=1e-5)
+
+
+def test_a_small_space_is_searched_to_its_best_chip(space, work):
+    """All 24 chips, each with mappings of its own, against a search of the same space."""
+    free = {
+        "rows": Variable(4, 16, 4),
+        "local_kib": Variable(8, 24, 8),
+        "vdd": Variable(0.6, 0.7, 0.1, logarithmic=False),
+    }
+    values = physical_values(space.base) | {"rows": 8.0, "local_kib": 16.0, "vdd": 0.7}
+    fixed = {n: dataclasses.replace(v, low=values[n], high=values[n]) for n, v in space.variables.items()}
+    start = with_values(space.base, {n: jnp.asarray(values[n]) for n in free})
+    small = DesignSpace(start, fixed | free)
+    found = ChipSearch(small, work, {}, plan=PLAN, seed=1).search(effort(8))
+    every = np.tile([values[n] for n in small.variables], (24, 1))
+    columns = [list(small.variables).index(n) for n in free]
+    every[:, columns] = list(itertools.product((4, 8, 12, 16), (8, 16, 24), (0.6, 0.7)))
+    all_ = ChipSearch(small, work, {}, plan=dataclasses.replace(PLAN, searched=24), seed=2)
+    all_.start()
+    all_.try_chips(np.concatenate([every, every, every[:16]]), all_.goal)
+    exhaustive = all_.found()
+    assert exhaustive.evaluations >= 24 * PLAN.evaluations * 2
+    assert found.value == pytest.approx(exhaustive.value, rel=0.02)
+
+
+def test_slopes_lead_where_the_goal_lies(searched, space, work):
+    """Least energy at a low supply, least latency at a high one, and not beyond a limit."""
+    search, found = searched
+    values = np.tile(found.base.values, (PLAN.population - 2 * (PLAN.population // 3), 1))
+    limits = tuple(jnp.asarray(end, jnp.float32) for end in search._ends())
+    accesses, vdd = search._pool.accesses, search.names.index("vdd")
+
+    def moved(powers, budgets=None):
+        goal = Goal(jnp.array(powers), jnp.array([(budgets or {}).get(name, jnp.inf) for name in METRICS]))
+        prices = jnp.tile(
+            jnp.array([powers[0] / found.base.metrics[0], powers[1] / found.base.metrics[1]]), (len(values), 1)
+        )
+        after = follow_slopes(
+            space.base, search.names, SLOPED, jnp.asarray(values, jnp.float32), limits, work, accesses, prices, goal
+        )
+        return float(after[0, vdd])
+
+    start = found.base.values[vdd]
+    assert moved((1.0, 1e-6, 0.0)) < start - 0.05
+    assert moved((1e-6, 1.0, 0.0)) > start + 0.05
+    slow = found.base.metrics[METRICS.index("latency")]
+    assert moved((1.0, 1e-6, 0.0), {"latency": slow}) > start - 0.05
+
+
+def test_changes_stay_on_grains_and_inside(space):
+    rng = np.random.default_rng(0)
+    parents = inside(space, whole_space(space)[0], 5, rng)
+    children = changed(space, parents, 200, rng)
+    np.testing.assert_array_equal(on_grains(space, children), children)
+    assert (children != parents[0]).any(axis=0).all()
+
+
+def test_a_budget_below_every_bound_is_refused_at_once(space, work):
+    with pytest.raises(UnmetBudgetError) as caught:
+        ChipSearch(space, work, {"area": 1e-9}, plan=PLAN)
+    assert caught.value.is_proven and caught.value.metric == "area" and caught.value.nearest > 1e-9
+    with pytest.raises(UnmetBudgetError, match="sram"):
+        ChipSearch(space, work, {"sram": 8192.0}, plan=PLAN)
+
+
+def test_a_budget_that_nothing_found_meets_names_the_nearest(space, work, searched):
+    _, found = searched
+    least = min(point.metrics[1] for point in found.front)
+    search = ChipSearch(space, work, {"latency": least / 4, "area": 1.0}, plan=PLAN)
+    hurried = search.search(effort(1))
+    assert hurried.value == math.inf and not hurried.front
+    with pytest.raises(UnmetBudgetError) as caught:
+        check_budgets(hurried, search.goal)
+    assert (caught.value.metric, caught.value.is_proven) == ("latency", False)
+    assert caught.value.nearest == hurried.best.metrics[1] > least / 4
+
+
+def test_an_interrupt_returns_the_best_so_far(space, work, area, monkeypatch):
+    search = ChipSearch(space, work, {"area": area}, plan=PLAN)
+    once = search.search(effort(1))
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    again = ChipSearch(space, work, {"area": area}, plan=PLAN)
+    seen = []
+    found = again.search(effort(5), lambda p: (seen.append(p), monkeypatch.setattr(again, "_branch", interrupt)))
+    assert len(seen) == 1 and found.value == once.value  # the same seed found the same
+    assert found.bound <= found.value
+
+
+def test_the_command_writes_designs_that_cost_what_it_says(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["search", "--model", model, "--batch-size", "16", "--rounds", "2", "--evaluations", "160", "--json"]
+    assert cli.main([*command, "--sram-kib", "200", "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["best"]["sram_kib"] <= 200 and told["gap"] >= 0 and 0 <= told["hypervolume"] <= 1
+    assert (out / "front.svg").stat().st_size > 1000
+    rows = (out / "front.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(told["front"]) and rows[0].startswith("design,energy_uj")
+    workload = model_workload(model, "digits", 16)
+    for folder in (out, out / rows[1].split(",")[0]):
+        design = rundir.read_design(folder / rundir.DESIGN)
+        chip = with_values(CHIPS["edge_trainer"](), chip_values(design["chip"]))
+        bits = read_bits(design["bits"])
+        mappings = [read_mapping(design["mappings"][label], chip.names) for label in workload.labels]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *mappings)
+        widths = workload.operation_bits(bits), workload.tensor_bits(bits)
+        cost = counted_cost(chip, workload.step, stacked, *widths)
+        assert float(cost.energy) * 1e6 == pytest.approx(design["training_step"]["energy_uj"], rel=1e-4)
+        assert float(cost.latency) * 1e3 == pytest.approx(design["training_step"]["latency_ms"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("nests", "counts", "area"), [((PRODUCT, WINDOW), (3, 1), np.inf), ((WINDOW, WIDE), (1, 2), 0.028)]
+    ("options", "message"),
+    [
+        (["--chip", "nothing"], "nearest is"),
+        (
+            ["--area-mm2", "0.0001"],
+            "area_mm2: expected budgets that a chip can meet, got 0.0001; no chip in these ranges",
+        ),
+        (["--chip", "edge_trainer_fp32", "--free", "slice_bits"], "leave it out"),
+        (["--bits", "17"], "width"),
+        (["--seconds", "0"], "expected a number from"),
+    ],
 )
-def test_the_best_chip_is_the_best_of_all_chips(nests, counts, area):
-    low, high = (2, 1, 1), (5, 6, 4)
-    family = Gemmini(low=low, high=high)
-    values = {}
-    for chip in every_chip(low, high):
-        if family.area(chip) <= area:
-            try:
-                design, bound = ChipSearch(family, nests, counts).map_chip(chip)
-            except ValueError:  # a layer may fit no mapping on the smallest
-                continue
-            assert bound == pytest.approx(design.choice.value)
-            values[chip] = design.choice.value
-    assert len(values) > 20
-    found = ChipSearch(family, nests, counts).search(area=area)
-    assert found.design.choice.value == pytest.approx(min(values.values()), rel=1e-12)
-    assert values[found.design.chip] == pytest.approx(found.design.choice.value, rel=1e-12)
-    assert found.bound == pytest.approx(found.design.choice.value, rel=1e-12)
+def test_a_mistake_is_told_in_one_line(options, message, model, tmp_path, capsys):
+    command = ["search", "--model", model, "--batch-size", "16", "--rounds", "1", "--evaluations", "160"]
+    assert cli.main([*command, "--out", str(tmp_path / "out"), *options]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1 and "Traceback" not in told
 
 
-def test_a_search_that_stops_early_has_a_bound_below_the_best():
-    family = Gemmini()
-    begun = time.process_time()
-    hurried = ChipSearch(family, (WINDOW, WIDE), (1, 2)).search(area=0.2, deadline=begun)
-    best = ChipSearch(family, (WINDOW, WIDE), (1, 2)).search(area=0.2)
-    assert hurried.bound <= best.design.choice.value <= hurried.design.choice.value
-    assert best.bound == pytest.approx(best.design.choice.value)
-    bounds = [p.bound for p in best.history]
-    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(bounds))
+def test_objectives_and_their_powers():
+    metrics = np.array([2.0, 3.0, 5.0, 7.0, 11.0])
+    products = {name: Goal(np.array(powers), np.full(5, np.inf)).values(metrics) for name, powers in OBJECTIVES.items()}
+    assert products == pytest.approx({"edp": 6.0, "ed2p": 18.0, "energy": 2.0, "latency": 3.0})
 
 
-def test_more_area_is_never_worse():
-    values = [ChipSearch(Gemmini(), (WINDOW,), (1,)).search(area=a).design.choice.value for a in (0.05, 0.1, 0.4)]
-    assert values[0] > values[1] > values[2]
-
-
-def test_a_budget_below_the_smallest_chip_is_refused():
-    with pytest.raises(ValueError, match="raise the budget"):
-        ChipSearch(Gemmini(), (PRODUCT,), (1,)).search(area=1e-3)
-
-
-def test_a_search_is_never_worse_than_its_start():
-    chips, start = ChipSearch(Gemmini(), (WINDOW, WIDE), (1, 2)), (16, 128, 32)
-    before, _ = chips.map_chip(start)
-    found = chips.search(area=chips.family.area(start), deadline=0.0, start=start)
-    assert found.design.choice.value <= before.choice.value
-    assert found.history[0].value == before.choice.value
+@pytest.mark.slow
+def test_the_table_of_controls_has_a_row_for_each(capsys):
+    table_chips.main(quick=True, as_json=True)
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["variant"] for row in rows] == [*table_chips.VARIANTS, table_chips.EVOLUTION]
+    assert len({row["chips"] for row in rows}) == 1 and all(row["edp"][0] > 0 for row in rows)

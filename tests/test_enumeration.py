@@ -263,15 +263,49 @@ def test_a_search_may_be_narrowed_and_go_on_from_what_is_known():
     assert (found.costs.min(axis=1) >= known.costs.min(axis=1)).all() and (found.costs[0, 0] > known.costs[0, 0])
 
 
-def test_a_search_without_time_tells_what_it_left_open():
+@pytest.fixture(scope="module")
+def strided():
+    """An enumerator of a strided window, a price, and all of its front."""
     operation, space = make_operation(**LAYERS["strided window"]), make_space(**GEMMINI, fanout=16)
     space.capacity[:] = [1, 512, 2**17, np.inf]
     price, _ = make_price(space)
     enumerator = Enumerator(make_nest(operation), space)
-    hurried, best = enumerator.search(price, deadline=0.0), enumerator.search(price)
-    assert not hurried.complete and best.complete
+    return enumerator, price, enumerator.search(price)
+
+
+def interrupting(price, calls):
+    """A price during whose call of that number Ctrl-C is pressed."""
+    left = iter(range(calls, -1, -1))
+
+    def priced(counts):
+        if next(left, 1) == 0:
+            raise KeyboardInterrupt
+        return price(counts)
+
+    return priced
+
+
+@pytest.mark.parametrize("limit", ["time", "evaluations", "interrupt"])
+def test_a_search_that_is_ended_has_a_mapping_and_tells_what_it_left_open(limit, strided):
+    enumerator, price, best = strided
+    if limit == "time":
+        hurried = enumerator.search(price, deadline=0.0)
+    elif limit == "evaluations":
+        hurried = enumerator.search(price, evaluations=best.evaluations // 20)
+        assert hurried.evaluations < best.evaluations / 2
+    else:
+        hurried = enumerator.search(interrupting(price, 200))
+    assert not hurried.complete and best.complete and hurried.costs.shape[1]
     everything = np.concatenate([hurried.costs, hurried.open_costs], axis=1)
     assert ((everything[:, :, None] <= best.costs[:, None]).all(axis=0)).any(axis=0).all()
+
+
+def test_an_interrupt_goes_on_to_a_caller_that_asks_for_it_or_where_nothing_was_found(strided):
+    enumerator, price, _ = strided
+    with pytest.raises(KeyboardInterrupt):
+        enumerator.search(interrupting(price, 200), keep_on_interrupt=False)
+    with pytest.raises(KeyboardInterrupt):
+        enumerator.search(interrupting(price, 0))
 
 
 def test_undominated_against_its_definition():

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ import yaml
 
 from codesign.enumeration import Enumerator
 from codesign.mapspace import Nest
+from codesign.timeloop_designs import read_timeloop_design
 from experiments.gemmini import DEFAULT, WORKLOADS, Gemmini, read_workload
 from experiments.search_benchmark import Effort, main, random_chips, random_search, run
 from hw.accesses import count
-from hw.mapping import make_mapping
-from hw.operation import LOOPS, make_operation
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "workloads.json"
 NETWORKS = ("resnet50", "bert", "unet", "retinanet")
@@ -58,7 +58,7 @@ def test_a_worked_example():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_beside_the_published_random_search(name):
     """The optimum lies below the best of 10 000 random mappings a layer that DOSA's repository states for this chip."""
-    from codesign.chip_search import ChipSearch
+    from codesign.family_search import FamilySearch
 
     published = {
         "resnet50": 250199353098.03815,
@@ -67,53 +67,35 @@ def test_networks_beside_the_published_random_search(name):
         "unet": 252173694896890.3,
     }[name]
     workload = read_workload(WORKLOADS, name)
-    design, bound = ChipSearch(Gemmini(), workload.nests, workload.counts).map_chip(DEFAULT)
+    design, bound = FamilySearch(Gemmini(), workload.nests, workload.counts).map_chip(DEFAULT)
     assert bound == design.choice.value
     assert published / 2 < design.choice.value < published
 
 
 def test_timeloop_inputs_say_what_was_searched(tmp_path, x64):
     """Every layer's file read again, its mapping counted by `hw.accesses.count` and priced with its own energies."""
-    answer = run("bert", ["fixed"], Effort(draws=20, chips=1, seeds=1), WORKLOADS, tmp_path)["fixed"]
+    answer = run("bert", ["fixed"], Effort(draws=20, chips=1, seeds=1, local_evaluations=0), WORKLOADS, tmp_path)[
+        "fixed"
+    ]
     workload, energy, cycles = read_workload(WORKLOADS, "bert"), 0.0, 0.0
     files = sorted((tmp_path / "bert" / "fixed").glob("*.yaml"))
     assert len(files) == len(workload.nests) and (tmp_path / "bert.png").stat().st_size > 1000
     for path, times in zip(files, workload.counts, strict=True):
-        joules, latency = score(yaml.safe_load(path.read_text()))
+        joules, latency = score(path)
         energy, cycles = energy + times * joules, cycles + times * latency
     assert (energy, cycles) == (pytest.approx(1e6 * answer.energy_uj), pytest.approx(answer.cycles))
 
 
-def score(content):
-    """Picojoules and cycles of one file, read as Timeloop reads it."""
-    storage = content["arch"]["storage"]
-    names = [level["name"] for level in storage]
-    temporal, spatial = np.ones((4, 8)), np.ones((4, 2, 8))
-    order, keep = np.tile(np.arange(8), (4, 1)), np.ones((4, 3))
-    for entry in content["mapping"]:
-        l = names.index(entry["target"])
-        if entry["type"] == "bypass":
-            keep[l] = [name in entry["keep"] for name in ("Weights", "Inputs", "Outputs")]
-            continue
-        factors = {d: int(n) for d, n in (part.split("=") for part in entry["factors"].split())}
-        for d, factor in factors.items():
-            if entry["type"] == "temporal":
-                temporal[l, LOOPS.index(d)] = factor
-            else:
-                axis = int(entry["permutation"].index(d) >= entry["split"])
-                spatial[l, axis, LOOPS.index(d)] = factor
-        if entry["type"] == "temporal":
-            inner_first = [LOOPS.index(d) for d in entry["permutation"]]
-            order[l] = np.argsort([*inner_first, LOOPS.index("G")])
-    instance = content["problem"]["instance"]
-    sizes = {d: instance[d] for d in "RSPQCKN"}
-    operation = make_operation(**sizes, stride=(instance["Wstride"], instance["Hstride"]))
-    accesses = count(operation, make_mapping(operation, temporal, spatial, order, keep))
+def score(path):
+    """Picojoules and cycles of one file, with the energies and bandwidths that it states."""
+    arch = yaml.safe_load(path.read_text())["arch"]
+    storage, (operation, mapping) = arch["storage"], read_timeloop_design(path)
+    accesses = jax.jit(count)(operation, mapping)
     words = np.asarray((accesses.reads + accesses.fills + accesses.updates).sum(axis=1))
     instances, footprint = np.asarray(accesses.instances), np.asarray(accesses.footprint.sum(axis=1))
     assert all(f <= level.get("entries", np.inf) for f, level in zip(footprint, storage, strict=True))
     assert all(n <= level["instances"] for n, level in zip(instances, storage, strict=True))
-    picojoules = float(accesses.macs) * content["arch"]["arithmetic"]["energy"]
+    picojoules = float(accesses.macs) * arch["arithmetic"]["energy"]
     picojoules += sum(
         w * n * level["vector_access_energy"] for w, n, level in zip(words, instances, storage, strict=True)
     )

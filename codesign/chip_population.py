@@ -1,0 +1,179 @@
+"""Populations of chips: priced on mappings that are known already, and moved along the slopes of a goal, under `vmap`.
+
+A population is a table of values (P, k), a column for each free quantity of a `DesignSpace`. To count a mapping is the
+larger part of its cost and is done once; to price the counts on another chip is cheap, and exact for that chip.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpy.typing import NDArray
+
+from codesign.chip_boxes import Box, Work, sram_bits
+from codesign.design import DesignSpace, with_values
+from codesign.evaluation import initial_prices
+from codesign.objective import best_candidate, price_candidates, step_cost
+from codesign.uncertainty import QUICKLY_COMPILED
+from hw.accesses import Accesses
+from hw.chip import Chip
+from hw.schedule import join
+from nets.training import apply_gradient
+
+Array = NDArray[np.float64]
+type Numbers = Any
+"""An array: of numpy on the host, of JAX inside a compiled function."""
+METRICS = ("energy", "latency", "area", "power", "sram")
+"""What a budget may limit: joules, seconds, square metres, watts, and bits of all SRAM on the chip."""
+_EXCESS = 20.0  # nats of the goal that a factor e above a budget costs
+_SLOPE_STEPS, _SLOPE_RATE = 12, 0.1  # of Adam, on logarithms
+
+
+class Goal(NamedTuple):
+    """What is to be small: a product of powers of (energy, latency, area), (3,), within limits (5,) on `METRICS`."""
+
+    powers: Numbers
+    limits: Numbers
+
+    def values(self, metrics: Array) -> Array:
+        """The product, of metrics (..., 5)."""
+        return np.exp(np.log(metrics[..., :3]) @ self.powers)
+
+    def excesses(self, metrics: Array) -> Array:
+        """log(metric / limit) where a limit is exceeded, else 0."""
+        return np.maximum(np.log(metrics) - np.log(self.limits), 0.0)
+
+    def prices(self, metrics: Array, leakage_power: Array) -> Array:
+        """Of a joule and of a second, (..., 2): slopes of the logarithm of the product, leakage through the second included."""
+        per_joule = self.powers[0] / metrics[..., 0]
+        return np.stack([per_joule, self.powers[1] / metrics[..., 1] + per_joule * leakage_power], axis=-1)
+
+    def merits(self, metrics: Array, misfit: Array) -> Array:
+        """To be sorted by: what fits before what does not, exceeded limits priced in."""
+        missed = np.where(misfit > 0, 100.0 + np.log1p(misfit), 0.0)
+        return np.log(self.values(metrics)) + _EXCESS * self.excesses(metrics).sum(axis=-1) + missed
+
+
+class Priced(NamedTuple):
+    """A population on known mappings.
+
+    Attributes:
+      metrics: (P, 5), in the order of `METRICS`.
+      misfit: (P,), 0 where all mappings fit.
+      leakage_power: (P,), in watts.
+      picks: (P, n), the mapping of each operation.
+    """
+
+    metrics: Numbers
+    misfit: Numbers
+    leakage_power: Numbers
+    picks: Numbers
+
+
+@functools.partial(jax.jit, static_argnames="names", compiler_options=QUICKLY_COMPILED)
+def price_population(
+    base: Chip, names: tuple[str, ...], values: jax.Array, work: Work, accesses: Accesses, powers: jax.Array
+) -> Priced:
+    """Each chip under the best of the candidate mappings for it.
+
+    Args:
+      base: the chip whose other quantities all have.
+      names: of the columns of `values` (P, k).
+      work: what runs.
+      accesses: counts of the candidates, (n, K).
+      powers: of energy and latency, (2,), which weigh the two for the choice of mappings.
+    """
+
+    def one(row: jax.Array) -> Priced:
+        chip = with_values(base, dict(zip(names, row, strict=True)))
+        costs, resident = price_candidates(chip, *work, accesses)
+        prices = initial_prices(chip, row.dtype)
+        for _ in range(2):  # the product of sums is least at prices of its own sums
+            picks = best_candidate(costs, prices)
+            chosen = jax.tree.map(lambda x, picks=picks: x[jnp.arange(len(picks)), picks], costs)
+            cost = join(chip, work.step, chosen, resident, work.tensor_bits)
+            leakage_power = cost.leakage_energy / cost.latency
+            per_joule = powers[0] / cost.energy
+            prices = jnp.stack([per_joule, powers[1] / cost.latency + per_joule * leakage_power])
+        metrics = jnp.stack([cost.energy, cost.latency, cost.area, cost.power, sram_bits(chip)])
+        return Priced(metrics, jnp.sum(cost.violation), leakage_power, picks)
+
+    return jax.vmap(one)(values)
+
+
+@functools.partial(jax.jit, static_argnames=("names", "sloped"), compiler_options=QUICKLY_COMPILED)
+def follow_slopes(
+    base: Chip,
+    names: tuple[str, ...],
+    sloped: tuple[str, ...],
+    values: jax.Array,
+    limits: tuple[jax.Array, jax.Array],
+    work: Work,
+    accesses: Accesses,
+    prices: jax.Array,
+    goal: Goal,
+) -> jax.Array:
+    """A population moved down the slope of its goal, through the soft minimum over known mappings (`step_cost`).
+
+    Args:
+      base, names, values, work, accesses: as `price_population`.
+      sloped: the columns that move.
+      limits: least and largest values, (k,) each.
+      prices: (P, 2), which rank mappings.
+      goal: what is minimised, and its limits.
+
+    Returns:
+      Values (P, k), between grains.
+    """
+    columns = np.array([names.index(name) for name in sloped])
+
+    def loss(moved: jax.Array, row: jax.Array, prices: jax.Array) -> jax.Array:
+        chip = with_values(base, dict(zip(names, row.at[columns].set(jnp.exp(moved)), strict=True)))
+        cost = step_cost(chip, *work, accesses, prices)
+        metrics = jnp.log(jnp.stack([cost.energy, cost.latency, cost.area, cost.power, sram_bits(chip)]))
+        excess = jax.nn.relu(metrics - jnp.log(goal.limits))
+        return metrics[:3] @ goal.powers + _EXCESS * jnp.sum(excess)
+
+    slopes, optimizer = jax.vmap(jax.grad(loss)), optax.adam(_SLOPE_RATE)
+    low, high = (jnp.log(limit[columns]) for limit in limits)
+
+    def advance(state, _):
+        moved, optimizer_state = state
+        moved, optimizer_state = apply_gradient(optimizer, slopes(moved, values, prices), optimizer_state, moved)
+        return (jnp.clip(moved, low[None], high[None]), optimizer_state), None
+
+    moved = jnp.log(values[:, columns])
+    (moved, _), _ = jax.lax.scan(advance, (moved, optimizer.init(moved)), length=_SLOPE_STEPS)
+    return values.at[:, columns].set(jnp.exp(moved))
+
+
+def on_grains(space: DesignSpace, values: Array) -> Array:
+    """Values (..., k) at the nearest grain inside their ranges."""
+    variables = list(space.variables.values())
+    grain, low, high = (np.array([getattr(v, key) for v in variables]) for key in ("grain", "low", "high"))
+    return np.clip(np.round(np.round(values / grain) * grain, 9), low, high)
+
+
+def inside(space: DesignSpace, box: Box, num: int, rng: np.random.Generator) -> Array:
+    """Chips drawn in a box, each quantity uniformly on its own scale, (num, k)."""
+    shares = rng.random((num, len(space.variables)))
+    logarithmic = np.array([v.logarithmic for v in space.variables.values()])
+    linear = box.low + shares * (box.high - box.low)
+    return on_grains(space, np.where(logarithmic, box.low * (box.high / box.low) ** shares, linear))
+
+
+def changed(space: DesignSpace, parents: Array, num: int, rng: np.random.Generator) -> Array:
+    """Chips with some quantities of another parent, and one to three of their own a little larger or smaller, (num, k)."""
+    variables, count = list(space.variables.values()), len(space.variables)
+    grain, low, high = (np.array([getattr(v, key) for v in variables]) for key in ("grain", "low", "high"))
+    first, second = (parents[rng.integers(len(parents), size=num)] for _ in range(2))
+    values = np.where(rng.random((num, count)) < 0.2, second, first)
+    is_moved = rng.random((num, count)).argsort(axis=1) < rng.integers(1, 4, size=(num, 1))
+    factor = np.exp(rng.normal(0.0, 0.35, (num, count)))
+    moved = np.where(np.abs(values * (factor - 1)) < grain, values + np.sign(factor - 1) * grain, values * factor)
+    return on_grains(space, np.clip(np.where(is_moved, moved, values), low, high))
