@@ -3,7 +3,7 @@
 python := .venv/bin/python
 # Compiled functions are kept between runs; benchmarks compile anew, because they time it.
 demo test test-slow: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
-demo test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.3
+demo test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.05
 # A test's functions are small and run a few times: without LLVM's optimisations the suite takes half the time.
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 
