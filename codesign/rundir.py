@@ -42,7 +42,9 @@ def new_run_directory(out: str | None, stem: str) -> Path:
         path = Path(out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: {path} is a file; name a directory that is empty or does not exist")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(
+            not file.name.startswith(f".{CONFIG}.") for file in path.iterdir()
+        ):  # a kill's leftover
             raise ValueError(f"out: {path} is not empty; continue it with 'run --resume {path}' or name another")
         path.mkdir(parents=True, exist_ok=True)
         return path
