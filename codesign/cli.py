@@ -85,7 +85,7 @@ class CostCommand:
     bits: Annotated[int, Between(1, 32)] = 8
     """Bits of weights, inputs and backward errors, in every layer."""
     chip: str = "edge_trainer"
-    """Name of a chip, such as `chips` lists; also a published one."""
+    """Name of a chip, such as `chips` lists; also a published one, or the file of a ZigZag accelerator (docs/exchange.md)."""
     mode: str | None = None
     """Mode of a published chip; by default the narrowest that holds the bits."""
     rows: Count | None = None

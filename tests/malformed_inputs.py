@@ -29,6 +29,7 @@ from codesign.network_file import write_network
 from codesign.problem import trace_network
 from codesign.summary import describe_bits, describe_chip, describe_mappings
 from codesign.timeloop_designs import read_timeloop_design, timeloop_design
+from codesign.zigzag_accelerators import read_zigzag_accelerator
 from hw.chips import CHIPS
 from hw.mapping import make_mapping
 from hw.operation import make_operation
@@ -37,6 +38,7 @@ from nets.dataset_files import load_dataset
 from nets.models import make_model
 from nets.training import split_model
 from tests.test_report import RESULT
+from tests.test_zigzag_accelerators import ACCELERATOR
 from tests.test_zigzag_workloads import NETWORK
 
 Input = list[str] | Callable[[], Any]
@@ -268,8 +270,8 @@ def onnx_cases(rng: random.Random, folder: Path) -> Iterator[Input]:
 def yaml_bytes(rng: random.Random, tree: Any) -> bytes:
     """A tree as YAML, mutated in its structure or in its bytes."""
     if rng.random() < 0.5:
-        return mutated_bytes(rng, yaml.safe_dump(tree).encode())
-    return yaml.dump(mutated_tree(rng, tree), allow_unicode=True).encode()
+        return mutated_bytes(rng, yaml.safe_dump(tree, sort_keys=False).encode())
+    return yaml.dump(mutated_tree(rng, tree), sort_keys=False, allow_unicode=True).encode()
 
 
 def zigzag_workload_cases(rng: random.Random, folder: Path) -> Iterator[Input]:
@@ -278,6 +280,14 @@ def zigzag_workload_cases(rng: random.Random, folder: Path) -> Iterator[Input]:
     while True:
         path.write_bytes(yaml_bytes(rng, NETWORK))
         yield ["trace", "--model", str(path), "--batch-size", "2"]
+
+
+def zigzag_accelerator_cases(rng: random.Random, folder: Path) -> Iterator[Input]:
+    """ZigZag's accelerator files."""
+    path = folder / "chip.yaml"
+    while True:
+        path.write_bytes(yaml_bytes(rng, ACCELERATOR))
+        yield functools.partial(read_zigzag_accelerator, path)
 
 
 def timeloop_cases(rng: random.Random, folder: Path) -> Iterator[Input]:
@@ -364,8 +374,8 @@ def write_arrays(path: Path, rng: random.Random) -> None:
 
 
 KINDS: dict[Cases, int] = {
-    settings_cases: 160,
-    argument_cases: 160,
+    settings_cases: 140,
+    argument_cases: 140,
     idx_cases: 60,
     npz_cases: 60,
     table_cases: 80,
@@ -373,6 +383,7 @@ KINDS: dict[Cases, int] = {
     image_cases: 40,
     onnx_cases: 80,
     zigzag_workload_cases: 80,
+    zigzag_accelerator_cases: 40,
     timeloop_cases: 60,
     result_cases: 60,
     run_cases: 100,
