@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from codesign import rundir
 
+_FOLDER = "checkpoints"
 _FINGERPRINT = "config_fingerprint"
 _METRICS_BYTES = "metrics_bytes"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -61,6 +62,20 @@ class Checkpoint:
         return jax.tree_util.tree_unflatten(structure, values)
 
 
+def check_owner(directory: Path, fingerprint: str) -> None:
+    """Check that a directory has no checkpoints of another config.
+
+    Raises:
+      ValueError: it has.
+    """
+    owner = directory / _FOLDER / _FINGERPRINT
+    if owner.exists() and (found := owner.read_text().strip()) != fingerprint:
+        raise ValueError(
+            f"{directory} belongs to another config (fingerprint {found}, this one is {fingerprint}); resume it "
+            f"without changed settings, or start a new run"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one run directory, written one after another in the foreground."""
 
@@ -71,15 +86,10 @@ class Checkpoints:
           ValueError: the directory belongs to another config.
         """
         self._directory = directory
-        root = (directory / "checkpoints").absolute()
-        owner = root / _FINGERPRINT
-        if owner.exists() and (found := owner.read_text().strip()) != fingerprint:
-            raise ValueError(
-                f"{directory} belongs to another config (fingerprint {found}, this one is {fingerprint}); resume it "
-                f"without changed settings, or start a new run"
-            )
-        if not owner.exists():
-            rundir.write_atomic(owner, fingerprint + "\n")
+        check_owner(directory, fingerprint)
+        root = (directory / _FOLDER).absolute()
+        if not (root / _FINGERPRINT).exists():
+            rundir.write_atomic(root / _FINGERPRINT, fingerprint + "\n")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )

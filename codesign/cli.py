@@ -280,7 +280,11 @@ def _run(command: RunCommand) -> None:
     try:
         result = run(settings, directory, resume=command.resume is not None, progress=progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; go on with: {PROGRAM} run --resume {directory}") from None
+        begun = (directory / rundir.CONFIG).exists()
+        raise KeyboardInterrupt(
+            "interrupted"
+            + (f"; go on with: {PROGRAM} run --resume {directory}" if begun else " before anything was done")
+        ) from None
     _show_summary(result["summary"], directory, command.as_json)
 
 

@@ -4,6 +4,7 @@ Processes of their own, so that nothing but the run directory survives. The kill
 fall anywhere: while compiling, searching, writing a checkpoint or the report.
 """
 
+import errno
 import json
 import os
 import random
@@ -54,10 +55,15 @@ def strike(accident: str, arguments: list[str], folder: Path, rng: random.Random
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL if accident == "kill" else signal.SIGINT)
         _, told = process.communicate()
-    if limit and process.returncode:
+    hit = process.returncode != 0
+    if hit and limit:
+        last = told.splitlines()[-1]
         assert process.returncode == 2 and "Traceback" not in told, told
-        assert told.splitlines()[-1].startswith("error: "), told
-    return process.returncode != 0
+        assert last.startswith("error: ") and os.strerror(errno.EFBIG) in last, told
+    elif hit:
+        codes = {"kill": (-signal.SIGKILL,), "interrupt": (130, -signal.SIGINT, 1)}  # the latter two: not yet begun
+        assert process.returncode in codes[accident], told
+    return hit
 
 
 def check_whole(directory: Path) -> None:
