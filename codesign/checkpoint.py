@@ -1,8 +1,10 @@
 """Checkpoints of a run: the last two states, whole or absent, tied to the config that made them."""
 
 import contextlib
+import errno
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,8 +20,10 @@ import orbax.checkpoint as ocp
 
 from codesign import rundir
 
+_FOLDER = "checkpoints"
 _FINGERPRINT = "config_fingerprint"
 _METRICS_BYTES = "metrics_bytes"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _METADATA_BYTES = 2**16  # of a checkpoint beside its arrays, generously
 
 
@@ -58,6 +62,20 @@ class Checkpoint:
         return jax.tree_util.tree_unflatten(structure, values)
 
 
+def check_owner(directory: Path, fingerprint: str) -> None:
+    """Check that a directory has no checkpoints of another config.
+
+    Raises:
+      ValueError: it has.
+    """
+    owner = directory / _FOLDER / _FINGERPRINT
+    if owner.exists() and (found := owner.read_text().strip()) != fingerprint:
+        raise ValueError(
+            f"{directory} belongs to another config (fingerprint {found}, this one is {fingerprint}); resume it "
+            f"without changed settings, or start a new run"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one run directory, written one after another in the foreground."""
 
@@ -68,15 +86,10 @@ class Checkpoints:
           ValueError: the directory belongs to another config.
         """
         self._directory = directory
-        root = (directory / "checkpoints").absolute()
-        owner = root / _FINGERPRINT
-        if owner.exists() and (found := owner.read_text().strip()) != fingerprint:
-            raise ValueError(
-                f"{directory} belongs to another config (fingerprint {found}, this one is {fingerprint}); resume it "
-                f"without changed settings, or start a new run"
-            )
-        if not owner.exists():
-            rundir.write_atomic(owner, fingerprint + "\n")
+        check_owner(directory, fingerprint)
+        root = (directory / _FOLDER).absolute()
+        if not (root / _FINGERPRINT).exists():
+            rundir.write_atomic(root / _FINGERPRINT, fingerprint + "\n")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
@@ -92,6 +105,7 @@ class Checkpoints:
 
         Raises:
           OSError: it cannot be written, as where the disk is full; the checkpoints before it are as they were.
+          ValueError, TypeError: the state is nothing that a checkpoint holds.
         """
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         # Orbax refuses arrays without elements; the template of `Checkpoint.state` supplies them.
@@ -103,8 +117,10 @@ class Checkpoints:
         try:
             with _silent_threads():
                 self._manager.save(step, args=saved, force=True)
-        except Exception as error:  # whatever orbax makes of a file that cannot be written
-            raise self._unwritten(step, error) from error
+        except Exception as error:
+            if (number := _os_error(error)) is None:
+                raise
+            raise self._unwritten(step, number) from error
 
     def _check_room(self, step: int, num_bytes: int) -> None:
         """Reserve what a checkpoint will take and let go of it: on a full disk orbax's threads die one by one, and noisily."""
@@ -114,12 +130,12 @@ class Checkpoints:
             with tempfile.TemporaryFile(dir=self._directory) as file:
                 os.posix_fallocate(file.fileno(), 0, num_bytes * 5 // 4 + _METADATA_BYTES)
         except OSError as error:
-            raise self._unwritten(step, error) from error
+            raise self._unwritten(step, error.errno or 0) from error
 
-    def _unwritten(self, step: int, error: Exception) -> OSError:
-        reason = str(error).partition("\n")[0][:200]
+    def _unwritten(self, step: int, number: int) -> OSError:
+        advice = "make room on the disk" if number in _FULL else "let the directory be written to"
         return OSError(
-            f"the checkpoint of step {step} in {self._directory} cannot be written ({reason}); make room on the disk and go on "
+            f"the checkpoint of step {step} in {self._directory} cannot be written ({os.strerror(number)}); {advice} and go on "
             f"with run --resume {self._directory}"
         )
 
@@ -165,6 +181,17 @@ def _silent_threads() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _os_error(error: BaseException | None) -> int | None:
+    """The operating system's error behind one that orbax raises; the library below it tells it in its message alone."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_key(leaf: Any) -> bool:

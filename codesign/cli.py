@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,7 +85,7 @@ class CostCommand:
     bits: Annotated[int, Between(1, 32)] = 8
     """Bits of weights, inputs and backward errors, in every layer."""
     chip: str = "edge_trainer"
-    """Name of a chip, such as `chips` lists; also a published one."""
+    """Name of a chip, such as `chips` lists; also a published one, or the file of a ZigZag accelerator (docs/exchange.md)."""
     mode: str | None = None
     """Mode of a published chip; by default the narrowest that holds the bits."""
     rows: Count | None = None
@@ -149,31 +149,23 @@ Command = RunCommand | SearchCommand | TraceCommand | CostCommand | ReportComman
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; returns its exit code, see `exit_code`."""
+    if "" not in sys.path:
+        sys.path.append(
+            ""
+        )  # a model of the user's own lies where the command is run; last, lest a folder `hw` there hide ours
+    return exit_code(lambda: _do(_parse(list(sys.argv[1:] if argv is None else argv))))
+
+
+def exit_code(action: Callable[[], int | None]) -> int:
+    """Do what a command line asks for.
 
     Returns:
-      The exit code: 0; 2 after a mistake of the user, told in one line; 130 after Ctrl-C; 141 where the output's reader
-      has gone.
+      The exit code: that of `action`, 0 for None; 2 after a mistake of the user, told in one line; 130 after Ctrl-C; 141
+      where the output's reader has gone.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a model of the user's own lies where the command is run, as for `python -m`
     try:
-        command = _parse(list(sys.argv[1:] if argv is None else argv))
-        match command:
-            case RunCommand():
-                _run(command)
-            case SearchCommand():
-                _search(command)
-            case TraceCommand():
-                _trace(command)
-            case CostCommand():
-                _cost(command)
-            case ReportCommand():
-                _report(command)
-            case ChipsCommand():
-                _chips(command)
-            case ExportCommand():
-                _export(command)
+        return action() or 0
     except SystemExit as finished:  # --help
         return int(finished.code or 0)
     except KeyboardInterrupt as interrupt:
@@ -187,7 +179,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(f"error: {error}")
         return 2
-    return 0
+
+
+def _do(command: Command) -> None:
+    match command:
+        case RunCommand():
+            _run(command)
+        case SearchCommand():
+            _search(command)
+        case TraceCommand():
+            _trace(command)
+        case CostCommand():
+            _cost(command)
+        case ReportCommand():
+            _report(command)
+        case ChipsCommand():
+            _chips(command)
+        case ExportCommand():
+            _export(command)
 
 
 def _parse(argv: list[str]) -> Command:
@@ -271,7 +280,11 @@ def _run(command: RunCommand) -> None:
     try:
         result = run(settings, directory, resume=command.resume is not None, progress=progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; go on with: {PROGRAM} run --resume {directory}") from None
+        begun = (directory / rundir.CONFIG).exists()
+        raise KeyboardInterrupt(
+            "interrupted"
+            + (f"; go on with: {PROGRAM} run --resume {directory}" if begun else " before anything was done")
+        ) from None
     _show_summary(result["summary"], directory, command.as_json)
 
 

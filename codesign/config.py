@@ -239,13 +239,22 @@ def check_ranges(settings: Any, source: str) -> None:
       ValueError: the first that lies outside.
     """
     for path, annotation, value in _leaves(settings):
-        limits = next((mark for mark in _marks(annotation) if isinstance(mark, Between)), None)
-        for number in value if isinstance(value, tuple) else (value,):
-            if limits and number is not None and not limits.low <= number <= limits.high:
-                raise ValueError(
-                    f"{path} in {source}: expected a number from {limits.low:g} to {limits.high:g}, got {number}; "
-                    f"change it or leave it out for the default"
-                )
+        check_range(path, annotation, value, source)
+
+
+def check_range(name: str, annotation: Any, value: Any, source: str) -> None:
+    """Check a number, or a tuple of them, against the `Between` of its annotation, where it has one.
+
+    Raises:
+      ValueError: it lies outside.
+    """
+    limits = next((mark for mark in _marks(annotation) if isinstance(mark, Between)), None)
+    for number in value if isinstance(value, tuple) else (value,):
+        if limits and number is not None and not limits.low <= number <= limits.high:
+            raise ValueError(
+                f"{name} in {source}: expected a number from {limits.low:g} to {limits.high:g}, got {number}; "
+                f"change it or leave it out for the default"
+            )
 
 
 def check_config(config: Config, source: str = "config") -> None:

@@ -15,6 +15,7 @@ from codesign.evaluation import Evaluated, evaluate_chip
 from codesign.onnx_reader import OnnxFunction, read_onnx
 from codesign.problem import load_chip, load_model, load_published, trace_network
 from codesign.tracing import Workload, trace
+from codesign.zigzag_accelerators import Accelerator, read_zigzag_accelerator
 from codesign.zigzag_workloads import ZigzagFunction, read_zigzag_workload
 from hw.chip import Chip
 from hw.chips import PRESETS
@@ -30,6 +31,8 @@ _READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {
     ".yaml": read_zigzag_workload,
     ".yml": read_zigzag_workload,
 }
+
+_OWN_NUMBERS = ("rows", "columns", "local_kib", "shared_kib", "vdd")
 
 
 def trace_model(model: str, data: str, batch_size: int) -> dict[str, Any]:
@@ -67,7 +70,8 @@ def cost_model(
     Args:
       model, data, batch_size: as `trace_model`.
       bits: of weights, inputs and backward errors.
-      chip: preset and what differs from it; the preset may be a published chip.
+      chip: preset and what differs from it; the preset may be a published chip, or the file of a ZigZag accelerator, of which
+        only the node can differ.
       evaluations: mappings tried per operation.
       skip_after_epochs: epochs of training with these bits after which densities are measured; 0 skips nothing.
       mode: of a published chip, by default its narrowest for these bits.
@@ -79,7 +83,8 @@ def cost_model(
     Raises:
       ValueError: as `trace_model`; or the chip cannot run an operation, such as with these bits, or skips nothing.
     """
-    built, key = _build(chip, bits, mode, skips=skip_after_epochs > 0), jax.random.key(0)
+    accelerator, key = _accelerator(chip, mode), jax.random.key(0)
+    built = accelerator.chip if accelerator else _build(chip, bits, mode, skips=skip_after_epochs > 0)
     training = model_workload(model, data, batch_size)
     uniform: Any = np.full((1 + int(np.max(training.product)), 4), float(bits), np.float32)
 
@@ -88,9 +93,10 @@ def cost_model(
     def searched(workload: Workload) -> Evaluated:
         widths = workload.operation_bits(uniform), workload.tensor_bits(uniform)
         density = None if work is None else workload.operation_density(work)
+        freedom = None if accelerator is None else accelerator.freedom(workload.step.operations)
         return evaluate_chip(
-            built, workload.step, *widths, key, workload.labels, density=density, evaluations=evaluations
-        )
+            built, workload.step, *widths, key, workload.labels, density=density, evaluations=evaluations, freedom=freedom
+        )  # fmt: skip
 
     # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
     with ThreadPoolExecutor(1) as beside:  # LLVM compiles one while Python traces another
@@ -104,6 +110,16 @@ def cost_model(
     density = None if shares is None else dict(zip(training.labels, shares, strict=True))
     told = {"model": model, "chip": chip.preset, "bits": bits, "batch_size": batch_size, "density": density}
     return told | {name: describe_cost(one) | {"operations": describe_operations(one)} for name, one in costed.items()}
+
+
+def _accelerator(chip: ChipConfig, mode: str | None) -> Accelerator | None:
+    """The accelerator of a file, if that is what the chip is."""
+    if Path(chip.preset).suffix not in (".yaml", ".yml"):
+        return None
+    given = [name for name in _OWN_NUMBERS if getattr(chip, name) is not None] + ["mode"] * (mode is not None)
+    if given:
+        raise ValueError(f"expected the chip as its file {chip.preset} says, got {given[0]} beside it; change the file")
+    return read_zigzag_accelerator(Path(chip.preset), chip.node_nm)
 
 
 def _build(config: ChipConfig, bits: int, mode: str | None, *, skips: bool) -> Chip:

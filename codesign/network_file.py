@@ -55,12 +55,13 @@ def read_network(
     template = {"params": params, "rest": rest}
     shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in _named(template).items()}
     shapes |= {f"formats.{name}": ((len(names), 2), np.dtype(np.float32)) for name in _FORMATS}
+    stored_names = np.asarray(names)
+    shapes |= {
+        "formats.signed": ((len(names), 2), np.dtype(bool)),
+        "formats.names": (stored_names.shape, stored_names.dtype),
+    }
     found = {key: (array.shape, array.dtype) for key, array in arrays.items() if key in shapes}
-    if (
-        found != shapes
-        or tuple(arrays["formats.names"].tolist()) != names
-        or len(arrays["formats.signed"]) != len(names)
-    ):
+    if found != shapes or tuple(arrays["formats.names"].tolist()) != names:
         raise ValueError(f"{path}: expected the network of this run's model, got that of another; run it again")
     leaves, structure = jax.tree.flatten(template)
     values = [jnp.asarray(arrays[key]) for key in _named(template)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from codesign import rundir
 from codesign.config import Config, load_config
@@ -22,6 +25,8 @@ from codesign.tracing import Workload
 from nets.data import Dataset
 from nets.jaxpr import find_products
 from nets.training import Forward, Params, Rest, split_model
+
+_STAGE = re.compile(r"\w[\w ./-]{0,99}")  # names folders
 
 
 def export_run(directory: Path, format_: str, out: Path | None = None, samples: int = 1) -> list[Path]:
@@ -64,15 +69,22 @@ def _write_onnx(directory: Path, out: Path | None, samples: int) -> list[Path]:
 def _write_csv(directory: Path, out: Path | None, samples: int) -> list[Path]:
     """The table of layers, with the bits of the joint design."""
     path = out or directory / "layers.csv"
-    write_layers(_workload(directory), path, read_bits(rundir.read_design(directory / rundir.DESIGN)["bits"]))
+    with _blaming(directory / rundir.DESIGN) as source:
+        bits = read_bits(rundir.read_design(source).get("bits", {}))
+        workload = _workload(directory)
+        if (num := 1 + int(np.max(workload.product))) != len(bits):
+            raise ValueError(f"expected the bits of {num} layers, got those of {len(bits)}; is it that of this model?")
+    write_layers(workload, path, bits)
     return [path]
 
 
 def _write_timeloop(directory: Path, out: Path | None, samples: int) -> list[Path]:
     """Chip, problem and mapping of every operation of the joint design's training step."""
-    design = rundir.read_design(directory / rundir.DESIGN)
-    chip = with_values(load_chip(load_config(directory / rundir.CONFIG).chip), chip_values(design["chip"]))
-    return write_timeloop_designs(_workload(directory), chip, design, out or directory / "timeloop")
+    base = load_chip(load_config(directory / rundir.CONFIG).chip)
+    with _blaming(directory / rundir.DESIGN) as source:
+        design = rundir.read_design(source)
+        chip = with_values(base, chip_values(design.get("chip", {})))
+        return write_timeloop_designs(_workload(directory), chip, design, out or directory / "timeloop")
 
 
 def _write_tensorboard(directory: Path, out: Path | None, samples: int) -> list[Path]:
@@ -84,6 +96,11 @@ def _write_tensorboard(directory: Path, out: Path | None, samples: int) -> list[
             f"expected an empty folder, got {folder} with files in it; remove it or name another with --out"
         )
     records = rundir.read_metrics(directory)
+    if not records:
+        raise ValueError(f"{directory / rundir.METRICS}: expected lines of metrics, found none; restore the file")
+    for number, record in enumerate(records, start=1):
+        if not (_STAGE.fullmatch(str(record.get("stage"))) and isinstance(record.get("epoch"), int)):
+            raise ValueError(f"{directory / rundir.METRICS}, line {number}: expected a stage and its epoch; remove it")
     paths = []
     for stage in dict.fromkeys(str(record["stage"]) for record in records):
         paths.append(folder / stage.replace("/", "."))
@@ -98,10 +115,20 @@ def _write_tensorboard(directory: Path, out: Path | None, samples: int) -> list[
 
 def _scalars(record: dict) -> dict[str, float]:
     """The numbers of a line of metrics.jsonl, those of the chip by "chip/rows" and the like."""
-    nested = {f"chip/{name}": value for name, value in record.get("chip", {}).items()}
+    chip = record.get("chip")
+    nested = {f"chip/{name}": value for name, value in (chip.items() if isinstance(chip, dict) else ())}
     return {
         name: value for name, value in (record | nested).items() if isinstance(value, int | float) and name != "epoch"
     }
+
+
+@contextlib.contextmanager
+def _blaming(path: Path) -> Iterator[Path]:
+    """What is wrong within is told with the file that says it."""
+    try:
+        yield path
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _load(directory: Path) -> tuple[Config, Dataset, Forward, Params, Rest]:

@@ -10,11 +10,12 @@ runs/lenet-digits-001/
   checkpoints/     state to resume from
 """
 
+import contextlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def new_run_directory(out: str | None, stem: str) -> Path:
         path = Path(out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: {path} is a file; name a directory that is empty or does not exist")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(
+            not file.name.startswith(f".{CONFIG}.") for file in path.iterdir()
+        ):  # a kill's leftover
             raise ValueError(f"out: {path} is not empty; continue it with 'run --resume {path}' or name another")
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -63,7 +66,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -78,7 +81,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def append_metrics(directory: Path, record: Mapping[str, Any]) -> None:
     """Add one line to metrics.jsonl; numbers that are not finite become null, which JSON has instead."""
     line = json.dumps(plain(record, finite=True), allow_nan=False) + "\n"
-    with open(directory / METRICS, "a", encoding="utf-8") as file:
+    with _naming(directory / METRICS), open(directory / METRICS, "a", encoding="utf-8") as file:
         file.write(line)
 
 
@@ -219,6 +222,15 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node))
         return super().construct_mapping(node, deep)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error in writing, as where the disk is full, says which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: {path} cannot be written") from error
 
 
 def _sync_directory(path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from codesign import rundir
 from codesign.baselines import random_chips
-from codesign.checkpoint import Checkpoint, Checkpoints
+from codesign.checkpoint import Checkpoint, Checkpoints, check_owner
 from codesign.config import Config, config_to_dict, dump_config, fingerprint
 from codesign.cooptimize import (
     State,
@@ -82,9 +82,10 @@ def run(config: Config, directory: Path, resume: bool = False, progress: Progres
     """
     with progress or NullProgress() as shown:
         current = Run(config, directory, shown)  # refuses what is impossible before anything is written
+        check_owner(directory, fingerprint(config))
+        if not resume:  # before all else, so that whatever stops the run from here on, it can be gone on with
+            rundir.write_atomic(directory / rundir.CONFIG, dump_config(config))
         with Checkpoints(directory, fingerprint(config)) as checkpoints:
-            if not resume:
-                rundir.write_atomic(directory / rundir.CONFIG, dump_config(config))
             current.execute(checkpoints, checkpoints.resume() if resume else None)
         result = current.result()
     rundir.write_result(directory, result)

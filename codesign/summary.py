@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingABC
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -83,9 +84,17 @@ def mean_bits(described: MappingABC[str, MappingABC[str, float]]) -> float:
 
 
 def read_bits(described: MappingABC[str, MappingABC[str, float]]) -> jax.Array:
-    """The table of bits (P, 4) of `describe_bits`; NaN where no pass reads it."""
-    rows = [[float(row.get(operand, np.nan)) for operand in OPERAND_BITS] for row in described.values()]
-    return jnp.asarray(rows, jnp.float32)
+    """The table of bits (P, 4) of `describe_bits`; NaN where no pass reads it.
+
+    Raises:
+      ValueError: it is none, or a width is no number from 1 to 32.
+    """
+    with _as_described("bits by layer and operand"):
+        errors = dict.fromkeys(PASSES, np.nan)
+        bits = np.array([[(errors | dict(row))[name] for name in OPERAND_BITS] for row in described.values()], float)
+        if not np.all(np.isnan(bits) | ((bits >= 1) & (bits <= 32))):
+            raise ValueError("a width outside 1 to 32")
+    return jnp.asarray(bits, jnp.float32)
 
 
 def whole(value: float) -> float | int:
@@ -105,9 +114,20 @@ def describe_chip(chip: Chip) -> dict[str, Any]:
 
 
 def chip_values(described: MappingABC[str, Any]) -> dict[str, jax.Array]:
-    """The free quantities of a described chip, as `codesign.design.with_values` takes them."""
+    """The free quantities of a described chip, as `codesign.design.with_values` takes them.
+
+    Raises:
+      ValueError: there are none, or one is no number that a chip can have.
+    """
     keys = {name: _UNIT_KEYS.get(name, name) for name in SEARCHED_VARIABLES}
-    return {name: jnp.asarray(float(described[key])) for name, key in keys.items() if key in described}
+    with _as_described("quantities of the chip"):
+        values = {name: float(described[key]) for name, key in keys.items() if key in described}
+        if not values:
+            raise ValueError("none")
+        for name, value in values.items():
+            if not (0.0 <= value < 1.0 if name == "resident_fraction" else 0.0 < value < np.inf):
+                raise ValueError(f"{value} for {name}")
+    return {name: jnp.asarray(value) for name, value in values.items()}
 
 
 def describe_mappings(labels: Sequence[str], candidates: mapper.Candidates, levels: Sequence[str]) -> dict[str, Any]:
@@ -139,7 +159,16 @@ def _factors(row: np.ndarray) -> dict[str, int]:
 
 
 def read_mapping(described: MappingABC[str, Any], levels: Sequence[str]) -> Mapping:
-    """The mapping of one operation from `describe_mappings`; absent loops keep their place outside the listed ones."""
+    """The mapping of one operation from `describe_mappings`; absent loops keep their place outside the listed ones.
+
+    Raises:
+      ValueError: it is none.
+    """
+    with _as_described("a mapping by level"):
+        return _read_mapping(described, levels)
+
+
+def _read_mapping(described: MappingABC[str, Any], levels: Sequence[str]) -> Mapping:
     shape = (len(levels), len(LOOPS))
     temporal, order = np.ones(shape, np.float32), np.zeros(shape, np.int32)
     spatial, keep = np.ones((len(levels), 2, len(LOOPS)), np.float32), np.zeros((len(levels), 3), np.float32)
@@ -153,6 +182,15 @@ def read_mapping(described: MappingABC[str, Any], levels: Sequence[str]) -> Mapp
                 spatial[l, axis, LOOPS.index(loop)] = factor
         keep[l, [OPERANDS.index(operand) for operand in level["keeps"]]] = 1
     return Mapping(jnp.asarray(temporal), jnp.asarray(spatial), jnp.asarray(order), jnp.asarray(keep))
+
+
+@contextlib.contextmanager
+def _as_described(what: str) -> Iterator[None]:
+    """Whatever goes wrong with what a file says is told in one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"expected {what} as a run writes them, got {type(error).__name__}: {error}") from None
 
 
 def energy_table(workload: Workload, cost: StepCost, layers: Sequence[str]) -> dict[str, Any]:

@@ -43,15 +43,19 @@ def write_timeloop_designs(workload: Workload, chip: Chip, design: MappingABC[st
       folder: where the files go.
 
     Raises:
-      ValueError: the design has no mapping of an operation.
+      ValueError: the design has no mapping of an operation, or one that does not cover it, or no bits.
     """
+    mappings = design.get("mappings")
+    if not isinstance(mappings, MappingABC):
+        raise ValueError(f"expected mappings of operations in the design, got {mappings!r:.80}")
+    widths = np.asarray(workload.operation_bits(read_bits(design.get("bits", {}))))
     folder.mkdir(parents=True, exist_ok=True)
-    widths = np.asarray(workload.operation_bits(read_bits(design["bits"])))
     paths = []
     for i, (operation, label) in enumerate(zip(operations_of(workload), workload.labels, strict=True)):
-        if label not in design["mappings"]:
+        if label not in mappings:
             raise ValueError(f"expected a mapping of {label} in the design, got none; is it that of this model?")
-        mapping = read_mapping(design["mappings"][label], chip.names)
+        read = read_mapping(mappings[label], chip.names)
+        mapping = make_mapping(operation, read.temporal, read.spatial, read.order, read.keep)
         name = f"{i:03d}-{workload.names[i].replace('/', '.')}-{workload.passes[i]}.yaml"
         content = timeloop_design(chip, operation, mapping, widths[i])
         paths.append(folder / name)

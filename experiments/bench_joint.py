@@ -9,6 +9,7 @@ timed on its own and amortised over the steps between two refreshes. Aim: joint 
 
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -17,9 +18,10 @@ import jax
 import numpy as np
 import tyro
 
-from codesign.config import Config, TrainConfig
+from codesign.config import Config, Count, TrainConfig
 from codesign.cooptimize import Phase, make_step, refresh_mappings, refresh_noise, start_phase
 from codesign.problem import make_task
+from experiments import command_line
 from nets.data import batches
 from nets.dataset_files import load_dataset
 
@@ -78,7 +80,7 @@ def measure(rounds: int = 15, inner: int = 10) -> dict[str, Any]:
     }
 
 
-def main(rounds: int = 15, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+def main(rounds: Count = 15, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
     """Measure and print.
 
     Args:
@@ -94,4 +96,4 @@ def main(rounds: int = 15, as_json: Annotated[bool, tyro.conf.arg(name="json")] 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -28,6 +28,8 @@ import optax
 import tyro
 from flax import nnx
 
+from codesign.config import Count
+from experiments import command_line
 from nets import BitSlices, Decomposed, Laps, LayerRule, PrecisionRules, init_precision, make_local_format, quantize
 from nets.laps import init_laps, step_laps
 from nets.models import make_model
@@ -166,7 +168,7 @@ def measure(network: str, names: Sequence[str], rounds: int) -> dict[str, dict[s
 
 
 def main(
-    rounds: int = 15,
+    rounds: Count = 15,
     cases: tuple[str, ...] = (*CASES, "qwix_qat", "qwix_qt"),
     quick: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -210,4 +212,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments import command_line
 from hw import memory
 from hw.memory import PORTS, MemoryLevel
 from hw.technology import DEVICES, NODE_RANGE_NM, Technology, make_technology
@@ -172,4 +173,4 @@ def _spread(error: np.ndarray) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

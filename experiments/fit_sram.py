@@ -8,6 +8,7 @@ those of `hw.memory` themselves, started from the constants as they stand. Takes
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import tyro
 from scipy.optimize import least_squares
 
+from experiments import command_line
 from experiments.check_sram import LEAKAGE_TEMPERATURE, Sweep, read_sweep
 from hw import memory
 from hw.memory import PORTS, MemoryLevel
@@ -106,4 +108,4 @@ def _area(level: MemoryLevel, technology: Technology, vdd: jax.Array) -> jax.Arr
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -10,6 +10,7 @@ random mappings (and chips) and local search, and written as Timeloop inputs. do
 """
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,11 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from codesign.anytime import Effort as SearchEffort
+from codesign.config import Count, Positive
 from codesign.family_search import Chip, Design, FamilySearch, Progress
 from codesign.flat import map_network, map_operations
 from codesign.lagrangian import least_product
 from codesign.mapspace import Space
 from codesign.random_mappings import sample
+from experiments import command_line
 from experiments.gemmini import DEFAULT, WORKLOADS, Gemmini, Workload, read_workload
 from experiments.timeloop_inputs import timeloop_input, write_timeloop_inputs
 from hw.mapping import Mapping
@@ -264,9 +267,9 @@ def show(name: str, answers: dict[str, Answer], console: Console) -> None:
 
 def main(
     workload: Literal["resnet50", "bert", "unet", "retinanet", "all"] = "all",
-    seeds: int = Effort.seeds,
-    time_limit: float = Effort.time_limit,
-    tolerance: float = Effort.tolerance,
+    seeds: Count = Effort.seeds,
+    time_limit: Positive = Effort.time_limit,
+    tolerance: Positive = Effort.tolerance,
     workloads: Path = WORKLOADS,
     out: Path = Path("runs/search_benchmark"),
     quick: bool = False,
@@ -297,4 +300,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -24,8 +24,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from codesign.config import Seed
 from codesign.flat import FlatPrices, map_operations
 from codesign.mapspace import Nest, Space
+from experiments import command_line
 from experiments.reference_points import FormatError
 from experiments.timeloop_points import TimeloopPoint, read_timeloop
 from experiments.zigzag_points import ZigzagPoint, read_zigzag
@@ -158,7 +160,7 @@ def show(rows: list[Row], console: Console) -> None:
 def main(
     file: Annotated[Path, tyro.conf.Positional],
     format: Literal["timeloop", "zigzag"] = "timeloop",
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
     """Searches every chip and layer of a file; returns the exit code."""
@@ -174,4 +176,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(command_line.run(main))

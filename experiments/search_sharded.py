@@ -9,24 +9,26 @@ it. docs/scaling.md has the rest.
 """
 
 import json
+import sys
 import time
 from typing import Literal
 
 import jax
-import tyro
 
 from codesign.anytime import Effort
+from codesign.config import Count, Seed
 from codesign.flat import map_network
 from codesign.sharding import make_mesh
+from experiments import command_line
 from experiments.gemmini import DEFAULT, WORKLOADS, Gemmini, read_workload
 
 
 def main(
     workload: Literal["resnet50", "bert", "unet", "retinanet"] = "bert",
-    evaluations: int = 10_000,
-    chains: int = 8,
-    seed: int = 0,
-    processes: int = 1,
+    evaluations: Count = 10_000,
+    chains: Count = 8,
+    seed: Seed = 0,
+    processes: Count = 1,
     process: int = 0,
     coordinator: str = "localhost:9911",
     slurm: bool = False,
@@ -67,4 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -16,6 +16,7 @@ to fail. CIFAR-10 is used with `--data`, a folder as `nets.dataset_files` descri
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from codesign.config import Count
+from experiments import command_line
 from nets import BitSlices, Decomposed, Laps, LayerRule, PrecisionRules, make_local_format, quantize
 from nets.data import Dataset, Examples, batches, take
 from nets.dataset_files import load_dataset
@@ -256,8 +259,8 @@ def plot_bits(history: np.ndarray, names: Sequence[str], path: Path) -> None:
 
 
 def main(
-    seeds: int = 5,
-    epochs: int = 60,
+    seeds: Count = 5,
+    epochs: Count = 60,
     data: str = "digits",
     schemes: tuple[str, ...] = tuple(SCHEMES),
     plot: Path | None = None,
@@ -291,4 +294,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

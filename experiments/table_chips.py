@@ -11,6 +11,7 @@ generation in place of a round.
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from codesign.chip_boxes import Work
 from codesign.chip_population import on_grains
 from codesign.chip_report import make_space, make_work
 from codesign.chip_search import ChipSearch, ChipsFound, Plan
+from codesign.config import Between, Count
 from codesign.design import DesignSpace
 from codesign.inspection import model_workload
+from experiments import command_line
 from hw.chips import CHIPS
 
 PLAN = Plan(whole_front=False)
@@ -111,11 +114,11 @@ def show(rows: list[Row], console: Console) -> None:
 def main(
     model: str = "lenet",
     data: str = "digits",
-    batch_size: int = 128,
+    batch_size: Count = 128,
     chip: str = "edge_trainer",
-    bits: float = 8.0,
-    num_rounds: int = 25,
-    seeds: int = 5,
+    bits: Annotated[float, Between(1, 32)] = 8.0,
+    num_rounds: Count = 25,
+    seeds: Count = 5,
     quick: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
@@ -143,4 +146,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

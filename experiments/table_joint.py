@@ -11,6 +11,7 @@ legalising cost. Aim: accuracy of joint at least 97 %, difference above -1 point
 """
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from codesign.config import BaselinesConfig, Config, ObjectiveConfig, TrainConfig
+from codesign.config import BaselinesConfig, Config, Count, ObjectiveConfig, TrainConfig
 from codesign.progress import TerminalProgress
 from codesign.rundir import RESULT, read_result
 from codesign.runner import run
+from experiments import command_line
 
 ALL_BASELINES = BaselinesConfig(
     include=("float32", "uniform8", "sequential", "random", "joint_without_bits", "joint_without_chip")
@@ -117,7 +119,7 @@ def show(table: dict[str, Any]) -> None:
 
 
 def main(
-    seeds: int = 5,
+    seeds: Count = 5,
     out: Path = Path("runs/table_joint"),
     quick: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -141,4 +143,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

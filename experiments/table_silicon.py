@@ -18,6 +18,7 @@ import functools
 import importlib.resources
 import itertools
 import json
+import sys
 from collections.abc import Mapping as Map
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from codesign.config import Count
+from experiments import command_line
 from hw.accesses import count
 from hw.arithmetic import make_mac, partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
@@ -453,7 +456,7 @@ def plot_efficiency(table: Map[str, Any], path: Path) -> None:
 
 def main(
     only: tuple[str, ...] = (),
-    samples: int = 64,
+    samples: Count = 64,
     plot: Path | None = None,
     page: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -483,4 +486,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -9,6 +9,7 @@ array free, too, and begins with what the dataflows found. All go for the least 
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,9 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from codesign import mapper
+from codesign.config import Between, Count, Seed
 from codesign.evaluation import Evaluated, evaluate_chip
 from codesign.mapper import Candidates
 from codesign.tracing import Workload, trace
+from experiments import command_line
 from hw.chip import Chip
 from hw.chips import CHIPS
 from hw.operation import LOOPS
@@ -123,10 +126,10 @@ def show(rows: list[Row], console: Console) -> None:
 
 def main(
     chip: str = "edge_trainer",
-    batch: int = 32,
-    bits: float = 8.0,
-    evaluations: int = 4000,
-    seed: int = 0,
+    batch: Count = 32,
+    bits: Annotated[float, Between(1, 32)] = 8.0,
+    evaluations: Count = 4000,
+    seed: Seed = 0,
     quick: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
@@ -151,4 +154,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import importlib.resources
 import json
+import sys
 from collections.abc import Mapping as Map
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from experiments import command_line
 from experiments.systems.pictures import plot_ablations, plot_headlines, plot_ladder
 from experiments.systems.record import Figure, System
 from experiments.table_silicon import ROUNDING, replace_between
@@ -215,4 +217,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(command_line.run(main))

@@ -4,6 +4,7 @@ Processes of their own, so that nothing but the run directory survives. The kill
 fall anywhere: while compiling, searching, writing a checkpoint or the report.
 """
 
+import errno
 import json
 import os
 import random
@@ -34,6 +35,7 @@ def start(arguments: list[str], folder: Path, limit: int | None = None) -> subpr
     """`jax-codesign run` with its own process group; no file can grow beyond `limit` bytes, as where the disk is full."""
 
     def confine() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -44,8 +46,8 @@ def start(arguments: list[str], folder: Path, limit: int | None = None) -> subpr
     )  # fmt: skip
 
 
-def strike(accident: str, arguments: list[str], folder: Path, rng: random.Random, seconds: float) -> None:
-    """Start a run that meets with an accident within `seconds`, unless it has ended by then."""
+def strike(accident: str, arguments: list[str], folder: Path, rng: random.Random, seconds: float) -> bool:
+    """Start a run that meets with an accident within `seconds`; returns whether it did before its end."""
     limit = int(10 ** rng.uniform(2, 5)) if accident == "full disk" else None
     process = start(arguments, folder, limit)
     try:
@@ -53,9 +55,15 @@ def strike(accident: str, arguments: list[str], folder: Path, rng: random.Random
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL if accident == "kill" else signal.SIGINT)
         _, told = process.communicate()
-    if limit and process.returncode:
+    hit = process.returncode != 0
+    if hit and limit:
+        last = told.splitlines()[-1]
         assert process.returncode == 2 and "Traceback" not in told, told
-        assert told.splitlines()[-1].startswith("error: "), told
+        assert last.startswith("error: ") and os.strerror(errno.EFBIG) in last, told
+    elif hit:
+        codes = {"kill": (-signal.SIGKILL,), "interrupt": (130, -signal.SIGINT, 1)}  # the latter two: not yet begun
+        assert process.returncode in codes[accident], told
+    return hit
 
 
 def check_whole(directory: Path) -> None:
@@ -76,34 +84,39 @@ def outcome(directory: Path) -> tuple[object, ...]:
     return result, rundir.read_metrics(directory), rundir.read_design(directory / rundir.DESIGN)
 
 
+def finish(arguments: list[str], folder: Path) -> float:
+    """Let a run come to its end; returns how many seconds it took."""
+    began = time.monotonic()
+    process = start(arguments, folder)
+    _, told = process.communicate()
+    assert process.returncode == 0, told
+    return time.monotonic() - began
+
+
 def survive(folder: Path, number: int, seed: int, tell: Callable[[str], None] = print) -> None:
-    """`number` accidents over as many runs as they take; each run that reaches its end is compared with the first."""
+    """`number` accidents over as many runs as they take; each of these runs ends as the first does."""
     (folder / "small.yaml").write_text(SETTINGS, encoding="utf-8")
     fresh = ["--config", "small.yaml", "--out"]
-    for _ in range(2):  # the second finds everything compiled, as the resumed ones will
-        began = time.monotonic()
-        reference = folder / f"reference-{began}"
-        process = start([*fresh, reference.name], folder)
-        _, told = process.communicate()
-        assert process.returncode == 0, told
-    seconds, rng, runs = time.monotonic() - began, random.Random(seed), 0
+    finish([*fresh, "first"], folder)
+    seconds = finish([*fresh, "second"], folder)  # finds everything compiled, as the resumed ones will
+    expected = outcome(folder / "second")
+    assert outcome(folder / "first") == expected
+    rng, runs, struck = random.Random(seed), 0, 0
     directory = folder / "run-0"
-    for done in range(number):
+    while struck < number:
         resumable = (directory / rundir.CONFIG).exists()
         arguments = ["--resume", directory.name] if resumable else [*fresh, directory.name]
         accident = rng.choice(ACCIDENTS)
-        strike(accident, arguments, folder, rng, seconds)
+        struck += (hit := strike(accident, arguments, folder, rng, seconds))
         check_whole(directory)
-        ended = (directory / rundir.REPORT).exists()
-        tell(f"{done + 1} {accident}: {'ended' if ended else 'cut off'}")
-        if ended or done + 1 == number or not (directory / rundir.CONFIG).exists():
-            if (directory / rundir.CONFIG).exists():
-                process = start(["--resume", directory.name], folder)
-                _, told = process.communicate()
-                assert process.returncode == 0, told
-                assert outcome(directory) == outcome(reference)
+        tell(f"{struck} {accident}: {'cut off' if hit else 'came too late'}")
+        if not hit or struck == number:
+            resumable = (directory / rundir.CONFIG).exists()
+            finish(["--resume", directory.name] if resumable else [*fresh, directory.name], folder)
+            assert outcome(directory) == expected
             runs += 1
             directory = folder / f"run-{runs}"
+    tell(f"{struck} accidents in {runs} runs of {seconds:.0f} s")
 
 
 @pytest.mark.slow

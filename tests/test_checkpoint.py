@@ -151,8 +151,33 @@ def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
     finished = subprocess.run(script, env=os.environ, capture_output=True, text=True)
     assert finished.returncode == 0 and finished.stderr == ""  # no tracebacks of orbax's threads
     assert len(finished.stdout.splitlines()) == 1 and "the checkpoint of step 2" in finished.stdout
+    assert "make room on the disk" in finished.stdout
     with Checkpoints(tmp_path, "f") as checkpoints:
         assert checkpoints.resume().step == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            ValueError("Error writing: File too large [os_error_code='27']"),
+            r"\(File too large\); make room on the disk",
+        ),
+        (PermissionError(13, "Permission denied"), r"\(Permission denied\); let the directory be written to"),
+        (ValueError("this is no array"), "^this is no array$"),
+    ],
+)
+def test_what_went_wrong_is_told_as_it_is(raised, told, tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, "f") as checkpoints:
+
+        def fail(*_, **__):
+            if isinstance(raised, ValueError) and "os_error" in str(raised):
+                raise RuntimeError("of a thread") from raised
+            raise raised
+
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises((OSError, ValueError), match=told):
+            checkpoints.save(1, np.ones(3))
 
 
 def test_resume_without_checkpoint_starts_with_no_metrics(tmp_path):
@@ -234,6 +259,7 @@ def test_new_run_directory_takes_the_next_free_number_and_never_a_full_one(tmp_p
         "lenet-digits-002",
     ]
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".config.yaml.abc").write_text("half")  # left by a kill
     assert rundir.new_run_directory("mine", "x") == Path("mine")
     (tmp_path / "mine" / "config.yaml").write_text("")
     with pytest.raises(ValueError, match="run --resume mine"):

@@ -87,14 +87,14 @@ def test_module_runs_as_a_program():
     finished = subprocess.run([sys.executable, "-m", "codesign", "rum"], capture_output=True, text=True, cwd=ROOT)
     assert finished.returncode == 2
     assert finished.stderr == (
-        "error: arguments: Unrecognized options: rum; Available subcommands: run, trace, cost, report, chips, export\n"
+        "error: arguments: Unrecognized options: rum; Available subcommands: run, search, trace, cost, report, chips, export\n"
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {run, trace, cost, report, chips, export}; see 'jax-codesign --help'"),
+        ([], "Expected one of {run, search, trace, cost, report, chips, export}; see 'jax-codesign --help'"),
         (["run", "--train.epoks", "3"], "did you mean --train.epochs?"),
         (["run", "--train.epochs", "ten"], "--train.epochs: invalid literal for int()"),
         (["run", "--train.epochs", "0"], "train.epochs in the command line: expected a number from 1"),

@@ -1,11 +1,13 @@
 """Experiments: their statistics by hand, and each once at reduced size."""
 
 import json
+import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
 
-from experiments import bench_joint, table_joint
+from experiments import bench_joint, command_line, table_joint
 
 
 def test_interval_is_students():
@@ -76,6 +78,29 @@ def test_configs_are_paired_by_seed():
     assert [config.train.seed for config in configs] == [0, 1, 2]
     joint, sequential = configs[0].objective.cost_weights, configs[0].baselines.sequential_weights
     assert set(joint) <= set(sequential) and len(sequential) >= 5  # joint never has the larger choice
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "message"),
+    [
+        ("table_systems", "--only S9", "system"),
+        ("table_silicon", "--only abacus", "chip"),
+        ("table_steps", "--chip abacus", "expected a chip among"),
+        ("table_steps", "--bits 0.5", "--bits in the command line: expected a number from 1 to 32, got 0.5"),
+        ("table_arithmetic", "--schemes ternary", "expected schemes among"),
+        ("table_arithmetic", "--quick --data nowhere.npz", "nowhere.npz"),
+        ("table_joint", "--seeds 0", "--seeds in the command line: expected a number from 1"),
+        ("search_sharded", "--processes 2 --process 2", "expected process in 0 to 1, got 2"),
+        ("search_sharded", "--evaluations -1", "expected a number from 1"),
+        ("search_benchmark", "--time-limit nan", "expected a number from"),
+        ("fit_sram", "nowhere.csv", "nowhere.csv"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(experiment, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [experiment, *arguments.split()])
+    assert command_line.run(import_module(f"experiments.{experiment}").main) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and message in told and told.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -5,10 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from codesign import cli
 from codesign.config import load_config
+from hw.chips import CHIPS
+from nets.dataset_files import load_dataset
+from nets.models import make_model
+from nets.training import cross_entropy, split_model
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -17,7 +23,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 def run_guide(tmp_path, monkeypatch, capsys):
     """Runs a guide in an empty directory; returns what its command and its blocks printed."""
 
-    def run(name, with_commands=True):
+    def run(name, with_commands=True, given=None):
         text = (DOCS / name).read_text(encoding="utf-8")
         found = re.findall(r"^```(?:python|yaml)\n(# (\w+\.(?:py|yaml))\n)?(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         for _, file, block in found:
@@ -28,7 +34,8 @@ def run_guide(tmp_path, monkeypatch, capsys):
         commands = re.findall(r"^python -m codesign (.*?)(?: +#.*)?$", text, re.MULTILINE)
         for command in commands if with_commands else ():
             assert cli.main(command.split()) == 0, command
-        told, namespace = capsys.readouterr().out, {"__name__": "guide"}
+        told, namespace = capsys.readouterr().out, {} if given is None else given
+        namespace["__name__"] = "guide"
         for _, file, block in found:
             if file.endswith(".yaml"):
                 load_config(tmp_path / file)
@@ -77,6 +84,38 @@ def test_own_format(run_guide):
 
 def test_budgets(run_guide):
     run_guide("budgets.md")
+
+
+@pytest.mark.slow
+def test_arithmetic(run_guide):
+    """Its blocks begin with a network, data and a chip of the reader's."""
+    digits = load_dataset("digits")
+    forward, params, rest = split_model(make_model("lenet", digits.input_shape, digits.num_classes, 0))
+    batch = (jnp.asarray(digits.train.images[:32]), jnp.asarray(digits.train.labels[:32]))
+
+    def network(params, images):
+        return forward(params, rest, images, None, False)[0]
+
+    given = {
+        "forward": forward, "params": params, "rest": rest, "dataset": digits, "batch": batch, "images": batch[0],
+        "network": network, "fn": lambda params, images, labels: (network(params, images), labels),
+        "loss_of_the_result": lambda result: cross_entropy(*result), "chip": CHIPS["edge_trainer"](),
+        "key": jax.random.key(0),
+    }  # fmt: skip
+    with jax.numpy_dtype_promotion("standard"):
+        run_guide("arithmetic.md", given=given)
+    assert given["precision"].names == given["state"].precision.names == ("conv1", "conv2", "dense1", "dense2")
+    assert given["bits"].shape == (4, 4) and given["work"].shape == (4, 3, 2)
+    assert float(given["found"].cost.energy) > 0
+
+
+def test_no_page_with_code_is_left_out():
+    """One whose blocks run has a test here, but for `schedule.md`, of which `tests/test_cores.py` takes care."""
+    pages = {
+        path.name for path in DOCS.rglob("*.md") if re.search("^```(python|yaml)$", path.read_text(), re.MULTILINE)
+    }
+    tested = set(re.findall(r'run_guide\("([\w-]+\.md)"', Path(__file__).read_text(encoding="utf-8")))
+    assert pages == tested | {"schedule.md"}
 
 
 def test_every_page_is_reached():

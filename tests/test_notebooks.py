@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
+import numpy as np
 import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "experiments" / "notebooks"
@@ -70,3 +71,23 @@ def test_quickstart(monkeypatch, tmp_path, capsys):
     output = capsys.readouterr().out
     assert output.count("% right") == 2
     assert (made["directory"] / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_explore_chip(monkeypatch, capsys):
+    notebook = Notebook("explore_chip.ipynb", monkeypatch)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # a reader's JAX is as it comes
+        notebook.run(evaluations=64, points=4)
+    chip, cost, picture = notebook.shown
+    assert "<table" in chip and "<table" in cost and "<svg" in picture
+    made = vars(notebook.module)
+    energy, latency, area, violation = made["swept"].T
+    fits, front, shown = made["fits"], made["front"], made["shown"]
+    assert len(energy) == 16 and all((x > 0).all() for x in (energy, latency, area)) and (violation[fits] == 0).all()
+    beaten = {
+        i for i in fits if any((energy[j] <= energy[i]) & (latency[j] <= latency[i]) & (j != i) for j in fits)
+    }  # fmt: skip
+    assert set(front) == set(fits) - beaten and 1 < len(front) < len(fits)  # both sizes and supplies are traded off
+    low, high = np.transpose(made["bars"])
+    assert (low < energy[shown]).all() and (energy[shown] < high).all()
+    assert f"{len(front)} of them are beaten by none" in capsys.readouterr().out
