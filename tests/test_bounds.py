@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hw import LOOPS, OPERANDS, PASSES, Mapping, count, make_operation, stack_operations
-from hw.bounds import capacity_product, compulsory_words, lower_bound
 from hw.arithmetic import make_mac
+from hw.bounds import capacity_product, compulsory_words, lower_bound
 from hw.chip import make_chip
 from hw.cost import evaluate
 from tests.test_accesses import splits
