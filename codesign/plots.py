@@ -1,6 +1,6 @@
 """The pictures of a run, from plain numbers: every function returns a matplotlib Figure, drawn without global state.
 
-Colours are Paul Tol's "bright" set and the pink of his "light" one, distinct under the common colour-vision deficiencies;
+Colours are Paul Tol's "bright" set and a pale green, distinct under the common colour-vision deficiencies;
 points also differ in marker and bars in order, so that no figure depends on colour alone. Thin lines across a mark or the end
 of a bar are its interval.
 """
@@ -24,7 +24,7 @@ from codesign.pareto import non_dominated
 
 # Text and lines, and what lies behind them: `to_svg` replaces exactly these by the page's own colours.
 INK, PAPER = "#1b1f25", "#fefefd"
-PALETTE = ("#ee6677", "#4477aa", "#228833", "#aa3377", "#888888", "#66ccee", "#ccbb44", "#ffaabb")
+PALETTE = ("#ee6677", "#4477aa", "#228833", "#aa3377", "#888888", "#66ccee", "#ccbb44", "#a8dfa0")
 _MARKERS = "*osDv^PX"
 _COMPONENTS = ("mac", "register", "local", "shared", "dram", "control", "vector", "leakage")
 METHODS = ("joint", "sequential", "uniform8", "float32", "random", "joint_without_bits", "joint_without_chip")

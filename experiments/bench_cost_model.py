@@ -6,10 +6,11 @@ One *evaluation* is one operation under one mapping on one chip: the full exact 
 loops, any order, any keep set, halos, all three passes), priced by the chip's energy per word and bandwidth of each
 level and checked against its capacities. A *value-and-gradient* adds the gradient of log energy + log latency with
 respect to all tiling factors and all prices of the chip. Every row of a batch has its own operation, mapping and chip.
-float32; on CPU in pieces that stay in the cache, each core a device of its own, compiled for vectors of up to 512 bits
-(XLA's own choice is 256; results are the same to the bit); on an accelerator in one piece.
+float32; laid out by `hw.batching.into_blocks`, as a search on a CPU would keep its population, in blocks that stay in the
+cache; each core a device of its own; compiled with `CPU_OPTIONS`. On an accelerator a device has one block.
 
-Also timed: `hw.cost.evaluate`, the whole price with voltages, widths and wires, on one chip.
+Also timed: the same from and to arrays with the batch as the first axis, transposed on the way; and
+`hw.cost.evaluate`, the whole price with voltages, widths and wires, on one chip.
 """
 
 import json
@@ -29,13 +30,15 @@ import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hw import LOOPS, PASSES, Mapping, Operation, count, make_operation, stack_operations
-from hw.batching import in_chunks
+from hw.batching import into_blocks, map_blocks, out_of_blocks
 from hw.chip import make_chip
 from hw.cost import evaluate
 
 LEVELS = 4
-PIECE = 128
-"""Rows whose temporaries fit the cache of a core; measured: 256 is 10 % and 1024 is 100 % slower."""
+BLOCK = 128
+"""Rows whose temporaries fit the cache of a core; measured: 64 is 10 %, 256 is 10 % and 1024 is 100 % slower."""
+CPU_OPTIONS = {"xla_cpu_prefer_vector_width": 512, "xla_cpu_enable_fast_min_max": True}
+"""XLA's own choice are vectors of 256 bits, and min and max that pass NaN on; all other results are the same to the bit."""
 BATCHES = (1, 16, 256, 4096, 16_384, 65_536, 262_144, 1_048_576)
 QUICK_BATCHES = (256, 16_384, 65_536)
 REFERENCE_BATCH = 65_536
@@ -122,27 +125,39 @@ class Timing(NamedTuple):
     per_s: float
 
 
-def measure(function: Callable, designs: Designs, rows: int, min_seconds: float = 1.0) -> Timing:
-    """Compiles a function of one design for a batch of rows over all devices, and times it at its best."""
-    devices = jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)]
+def measure(function: Callable, designs: Designs, rows: int, in_blocks: bool = True) -> Timing:
+    """Compiles a function of one design for a batch of rows over all devices, and times it at its best.
+
+    With `in_blocks`, from blocks to blocks; else from and to arrays with a leading batch axis, in blocks in between.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size = BLOCK if on_cpu else -(-rows // jax.device_count())
+    batched = map_blocks(function)
+    batch = jax.tree.map(lambda leaf: np.resize(leaf, (rows, *leaf.shape[1:])), designs)
+    if in_blocks:
+        batch = into_blocks(batch, size)
+    else:
+        batched = _on_first_axis(batched, size)
+    length = len(jax.tree.leaves(batch)[0])
+    devices = jax.devices()[: max(n for n in range(1, jax.device_count() + 1) if length % n == 0)]
     mesh = Mesh(np.array(devices), ("batch",))
-    batched, options = jax.vmap(function), {}
-    if jax.default_backend() == "cpu":
-        batched, options = in_chunks(batched, PIECE), {"xla_cpu_prefer_vector_width": 512}
     batched = jax.shard_map(batched, mesh=mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch"))
-    sharding = NamedSharding(mesh, PartitionSpec("batch"))
-    batch = jax.device_put(jax.tree.map(lambda leaf: np.resize(leaf, (rows, *leaf.shape[1:])), designs), sharding)
+    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("batch")))
     start = time.perf_counter()
-    compiled = jax.jit(batched, compiler_options=options).lower(batch).compile()
+    compiled = jax.jit(batched, compiler_options=CPU_OPTIONS if on_cpu else {}).lower(batch).compile()
     compile_s = time.perf_counter() - start
     jax.block_until_ready(compiled(batch))
     best, spent = float("inf"), 0.0
-    while spent < min_seconds:
+    while spent < 1.0:
         start = time.perf_counter()
         jax.block_until_ready(compiled(batch))
         best = min(best, time.perf_counter() - start)
         spent += time.perf_counter() - start
     return Timing(compile_s, rows / best)
+
+
+def _on_first_axis(function: Callable, size: int) -> Callable:
+    return lambda batch: out_of_blocks(function(into_blocks(batch, size)))
 
 
 def bytes_per_second() -> float:
@@ -173,6 +188,7 @@ def run(batches: Sequence[int]) -> dict:
             "compile_s": values.compile_s,
             "gradient_compile_s": gradients.compile_s,
         }
+    first_axis = [measure(f, designs, REFERENCE_BATCH, in_blocks=False) for f in (evaluate_design, value_and_gradient)]
     whole = measure(partial(_evaluate_on, make_chip(), jnp.full(3, 8.0)), designs, REFERENCE_BATCH)
     best = {
         name: max(row[name] for row in by_batch.values()) for name in ("evaluations_per_s", "value_and_gradients_per_s")
@@ -184,6 +200,10 @@ def run(batches: Sequence[int]) -> dict:
         "gradient_compile_s": by_batch[max(batches)]["gradient_compile_s"],
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "roofline_fraction": best["evaluations_per_s"] * bytes_read / bytes_per_second(),
+        "first_axis": {
+            "evaluations_per_s": first_axis[0].per_s,
+            "value_and_gradients_per_s": first_axis[1].per_s,
+        },
         "full_price_evaluations_per_s": whole.per_s,
         "bytes_per_evaluation": bytes_read,
         "backend": jax.default_backend(),
@@ -211,6 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{rows:9d} {row['evaluations_per_s']:15,.0f} {row['value_and_gradients_per_s']:17,.0f}"
             f" {row['compile_s']:10.1f} {row['gradient_compile_s']:14.1f}"
         )
+    first_axis = report["first_axis"]
+    print(
+        f"batch as the first axis, {REFERENCE_BATCH} rows: {first_axis['evaluations_per_s']:,.0f} evaluations/s,"
+        f" {first_axis['value_and_gradients_per_s']:,.0f} values and gradients/s"
+    )
     print(f"whole price (hw.cost.evaluate): {report['full_price_evaluations_per_s']:,.0f} evaluations/s")
     print(
         f"share of memory-bound roofline {report['roofline_fraction']:.2f}, peak RSS {report['peak_rss_mib']:.0f} MiB"

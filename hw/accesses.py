@@ -18,11 +18,9 @@ from hw.adjoint import present_slope, pull_back
 from hw.batching import batch_last
 from hw.mapping import Mapping
 from hw.operation import OPERANDS, Operation
-from hw.traffic import GROUPED, IDLE, TIMELOOP, ZIGZAG, Conventions, Traffic, Words, count_traffic, over, present
+from hw.traffic import ALL, IDLE, TIMELOOP, ZIGZAG, Conventions, Traffic, Words, count_traffic, over, present
 
 __all__ = ["TIMELOOP", "ZIGZAG", "Accesses", "Conventions", "count"]
-
-_ALL = range(len(GROUPED))
 
 
 @jax.tree_util.register_dataclass
@@ -157,10 +155,10 @@ def _accesses(operation: Operation, mapping: Mapping, traffic: Traffic) -> Acces
         finals=finals,
         footprint=footprint,
         keep=mapping.keep,
-        fanout=over(mapping.spatial, _ALL),
-        instances=over(nest.fan_out_above, _ALL),
-        compute_cycles=over(nest.temporal[0] * nest.temporal_above[0], _ALL),
-        macs=over(nest.bounds, _ALL),
+        fanout=over(mapping.spatial, ALL),
+        instances=over(nest.fan_out_above, ALL),
+        compute_cycles=over(nest.temporal[0] * nest.temporal_above[0], ALL),
+        macs=over(nest.bounds, ALL),
     )
 
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from hw.operation import LOOPS
 from hw.traffic import (
+    ALL,
     BOXED,
-    GROUPED,
     IDLE,
     INPUTS,
     MOVING,
@@ -37,7 +37,6 @@ from hw.traffic import (
     distinct_windows,
     over,
     pick,
-    present,
     settle,
     total,
     touched_inputs,
@@ -46,8 +45,6 @@ from hw.traffic import (
 )
 from hw.windows import box_extent, tiles_along
 
-ALL = tuple(range(len(GROUPED)))
-TO_LOOPS = tuple(GROUPED.index(loop) for loop in LOOPS)
 Sum = jax.Array | float
 
 
@@ -55,7 +52,7 @@ class Rows:
     """Sums of shares or cotangents by loop, each (L, B)."""
 
     def __init__(self) -> None:
-        self.sums: list[Sum] = [0.0] * len(GROUPED)
+        self.sums: list[Sum] = [0.0] * len(LOOPS)
 
     def add(self, loops: Iterable[int], share: jax.Array) -> None:
         """Adds the same (L, B) to each of the loops."""
@@ -69,7 +66,7 @@ class Rows:
 
     def stack(self, like: jax.Array) -> jax.Array:
         """(L, 8, B)."""
-        return jnp.stack([jnp.broadcast_to(row, like.shape) for row in self.sums], axis=1)
+        return jnp.stack(settle([jnp.broadcast_to(row, like.shape) for row in self.sums]), axis=1)
 
 
 class Shares:
@@ -401,7 +398,7 @@ def _pull_sweep(nest: Nest, sweep: Sweep, operand: int, given: SweepShares, shar
         shares.temporal.add(MOVING[operand], given.relevant)
         sliding, still = pick(nest.temporal, SLIDING), sweep.still_inside[:, 1:]
         shares.slope.add_each(SLIDING, given.first * still * present_slope(sliding))
-        of_still = jnp.concatenate([of_still, given.first * still * present(sliding)], axis=1)
+        of_still = jnp.concatenate([of_still, given.first * still * (1.0 - pick(nest.absent, SLIDING))], axis=1)
     of_still = settle(of_still)
     rank = pick(nest.rank, PLACED[operand])
     x = jnp.clip(nest.temporal - 1.0, 0.0, 1.0)
@@ -425,17 +422,17 @@ def _collect(
     """From shares of products over levels to cotangents of the factors of each level."""
     names = ("temporal", "fan_out", "branch", "step", "spanned", "tile", "temporal_above", "fan_out_above", "slope")
     of = settle({name: getattr(shares, name).stack(nest.temporal[:, 0]) for name in names})
-    spanned = of["spanned"] + jnp.where(nest.spanned <= nest.bounds[None], of["tile"], 0.0)
-    spanned_by = [jnp.zeros_like(spanned[0])]
+    inside = of["spanned"] + jnp.where(nest.spanned <= nest.bounds[None], of["tile"], 0.0)
+    # A factor spans its own tile and those of the levels above, and repeats what lies below.
+    spanned = [inside[-1]]
     for l in range(nest.num_levels - 1, 0, -1):
-        spanned_by.insert(0, spanned_by[0] + of["branch"][l] + of["step"][l] + spanned[l])
-    temporal, fan_out = [], []
-    of_temporal_above, of_fan_out_above = of_cycles[None], jnp.zeros_like(spanned[0])
-    for l in range(nest.num_levels):
-        of_tile = spanned[l] + spanned_by[l]
-        temporal.append((of["temporal"][l] + of_tile + of_temporal_above) / nest.temporal[l] + of["slope"][l])
-        fan_out.append(of["fan_out"][l] + of["step"][l] + of_tile + of_fan_out_above)
-        of_temporal_above = of_temporal_above + of["temporal_above"][l]
-        of_fan_out_above = of_fan_out_above + of["fan_out_above"][l]
-    of_axes = pick(jnp.stack(fan_out), TO_LOOPS)[:, None] + (fanout * over(spatial, ALL))[:, :, None]
-    return pick(jnp.stack(temporal), TO_LOOPS), of_axes / spatial
+        spanned.insert(0, spanned[0] + of["branch"][l] + of["step"][l] + inside[l - 1])
+    of_times, of_fan_outs = [jnp.broadcast_to(of_cycles, spanned[0].shape)], [jnp.zeros_like(spanned[0])]
+    for l in range(nest.num_levels - 1):
+        of_times.append(of_times[l] + of["temporal_above"][l])
+        of_fan_outs.append(of_fan_outs[l] + of["fan_out_above"][l])
+    tiles, times, fan_outs = (jnp.stack(levels) for levels in settle((spanned, of_times, of_fan_outs)))
+    temporal = (of["temporal"] + tiles + times) / nest.temporal + of["slope"]
+    fan_out = of["fan_out"] + of["step"] + tiles + fan_outs
+    of_axes = fan_out[:, None] + (fanout * over(spatial, ALL))[:, :, None]
+    return temporal, of_axes / spatial

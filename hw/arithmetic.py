@@ -152,6 +152,23 @@ def product_cycles(mac: Mac, bits: jax.Array) -> jax.Array:
     return jnp.ones((), bits.dtype)
 
 
+def sums_per_product(mac: Mac, bits: jax.Array) -> jax.Array:
+    """Partial sums that leave a unit per product, shape (): 1, or less where it adds products up before it accumulates.
+
+    Bricks side by side add all products of a cycle, a table serves three or four in one. An adder tree joins several
+    units, which a mapping tells apart; see `hw.cost.price`.
+
+    Args:
+      mac: the unit.
+      bits: widths of the two read operands, shape (2,).
+
+    Source: Bit Fusion (ISCA 2018) for "fusion", UNPU (JSSC 2019) for "lut".
+    """
+    if mac.style == "fusion":
+        return product_cycles(mac, bits)
+    return 1.0 / _table(bits, "products") if mac.style == "lut" else jnp.ones((), bits.dtype)
+
+
 def product_energy(
     mac: Mac, technology: Technology, vdd: jax.Array, bits: jax.Array, sum_bits: jax.Array | float
 ) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def batch_last(function: Callable) -> Callable:
@@ -24,9 +25,12 @@ def batch_last(function: Callable) -> Callable:
 
     @alone.def_vmap
     def batched(axis_size: int, in_batched: Any, *arguments: Any) -> tuple[Any, Any]:
-        trailing = jax.tree.map(
-            lambda x, is_batched: jnp.moveaxis(x, 0, -1) if is_batched else x[..., None], arguments, tuple(in_batched)
-        )
+        def trail(x: jax.Array, is_batched: bool) -> jax.Array:
+            moved = jnp.moveaxis(x, 0, -1) if is_batched else x[..., None]
+            # Else XLA relabels the axes and leaves the batch where it was in memory.
+            return with_layout_constraint(moved, Layout(tuple(range(moved.ndim))))
+
+        trailing = jax.tree.map(trail, arguments, tuple(in_batched))
         result = jax.tree.map(
             lambda x: jnp.moveaxis(jnp.broadcast_to(x, (*x.shape[:-1], axis_size)), -1, 0), function(*trailing)
         )
@@ -35,22 +39,33 @@ def batch_last(function: Callable) -> Callable:
     return alone
 
 
-def in_chunks(function: Callable, size: int) -> Callable:
-    """Applies a batched function to pieces of the leading axis in turn, so that its temporaries stay in the cache.
+def into_blocks(batch: Any, size: int) -> Any:
+    """Lays a batch out in blocks, as a CPU evaluates it fastest: a block's temporaries stay in the cache of a core.
+
+    Within a block the batch is the last axis, so that vectors run over it and nothing is transposed on the way.
 
     Args:
-      function: takes and returns pytrees with a leading batch axis.
-      size: rows per piece, at most; the batch is split into equal pieces, so it should have a divisor near this size.
+      batch: pytree of arrays with a leading batch axis, (B, ...).
+      size: rows per block, at most; blocks are equal, so the batch should have a divisor near this size.
 
     Returns:
-      A function of the same batch, for CPUs; on an accelerator one pass over the whole batch is faster.
+      The same rows as (blocks, ..., rows), for `map_blocks`.
     """
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    blocks = next(n for n in range(-(-rows // size), rows + 1) if rows % n == 0)
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(blocks, rows // blocks, *x.shape[1:]), 1, -1), batch)
 
-    def chunked(*arguments: Any) -> Any:
-        rows = jax.tree.leaves(arguments)[0].shape[0]
-        pieces = next(n for n in range(-(-rows // size), rows + 1) if rows % n == 0)
-        split = jax.tree.map(lambda x: x.reshape(pieces, rows // pieces, *x.shape[1:]), arguments)
-        result = jax.lax.map(lambda piece: function(*piece), split)
-        return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), result)
 
-    return chunked
+def out_of_blocks(blocks: Any) -> Any:
+    """Undoes `into_blocks`: (blocks, ..., rows) -> (B, ...)."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 1).reshape(-1, *x.shape[1:-1]), blocks)
+
+
+def map_blocks(function: Callable) -> Callable:
+    """Turns a function of one row into one of `into_blocks`: block after block, all rows of a block at once.
+
+    Args:
+      function: takes and returns pytrees of arrays without a batch, such as `hw.accesses.count` or its gradient.
+    """
+    over_rows = jax.vmap(function, in_axes=-1, out_axes=-1)
+    return lambda *blocks: jax.lax.map(lambda block: over_rows(*block), blocks)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hw.arithmetic import partial_sum_bits, product_cycles, product_energy
+from hw.arithmetic import partial_sum_bits, product_cycles, product_energy, sums_per_product
 from hw.chip import Chip
 from hw.cost import REDUCED, with_defaults
 from hw.operation import LOOPS, RELEVANT, Operation
@@ -130,10 +130,11 @@ def lower_bound_of_box(
 
     mac_energy = work * product_energy(small.mac, small.technology, small.vdd, read_bits, sum_bits)
     control = 1.0 + small.technology["clock.energy"] + small.technology["control.energy"]
-    on_chip, dram = _least_access_energy(corners, operation, accumulated, moved_bits, leaving)
+    sums = sums_per_product(small.mac, read_bits) / small.mac.tree
+    on_chip, dram = _least_access_energy(corners, operation, accumulated, moved_bits, leaving, sums)
     energy = jnp.min(control * (mac_energy + on_chip) + dram)
 
-    capacity = _capacities(large, moved_bits)[-1]
+    capacity = _capacities(large, moved_bits)[-1] / sums
     least = compulsory_words(operation)
     dram_bits = moved_bits * leaving
     moved = jnp.maximum(jnp.sum(least * dram_bits), _capacity_cost(operation, capacity, least, dram_bits))
@@ -185,9 +186,13 @@ def step_bound(corners: Corners, step: Step, operation_bits: jax.Array, tensor_b
 
 
 def _least_access_energy(
-    corners: Corners, operation: Operation, accumulated: jax.Array, bits: jax.Array, leaving: jax.Array
+    corners: Corners, operation: Operation, accumulated: jax.Array, bits: jax.Array, leaving: jax.Array, sums: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Joules of the levels on chip and of DRAM, by the keep sets of weights, inputs and outputs, each (k, k, k)."""
+    """Joules of the levels on chip and of DRAM, by the keep sets of weights, inputs and outputs, each (k, k, k).
+
+    `sums` partial sums per product leave the array. As fewer words of one operand enter a memory, `capacity_product` is
+    less by as much, as if the memory held more.
+    """
     num_levels = len(corners.small.kinds)
     # (k, L): all sets of levels that an operand can be kept at; DRAM is in each.
     keep = np.array([(*kept, True) for kept in product((False, True), repeat=num_levels - 1)])
@@ -196,7 +201,8 @@ def _least_access_energy(
     asked_cost = (jnp.where(accumulated[None], energy[:, 1:], energy[:, :1]) + wire) * bits[None]
     asked_cost = asked_cost.at[-1].multiply(leaving)
     least = compulsory_words(operation)
-    of_macs = jnp.maximum(operation.macs / _widest_multicast(corners.large, operation), least[None])
+    products = jnp.where(accumulated, operation.macs * sums, operation.macs)
+    of_macs = jnp.maximum(products[None] / _widest_multicast(corners.large, operation), least[None])
     asked = jnp.where(lowest[:, :, None], of_macs[None], jnp.where(keep[:, :, None], least[None, None], 0.0))
     fills = jnp.where(keep[:, :-1, None] & ~accumulated[None, None], least[None, None], 0.0)
     fill_cost = (energy[:-1, 1:] * bits[None]).at[-1].multiply(leaving)
@@ -206,7 +212,7 @@ def _least_access_energy(
     together = w[:, None, None] + i[None, :, None] + o[None, None, :]
     all_kept = keep[:, None, None] & keep[None, :, None] & keep[None, None, :]
     capacity_cost = jax.vmap(_capacity_cost, in_axes=(None, 0, None, 0))(
-        operation, _capacities(corners.large, bits), least, asked_cost
+        operation, _capacities(corners.large, bits) / sums, least, asked_cost
     )
     together = jnp.maximum(together, jnp.where(all_kept, capacity_cost[None, None, None], 0.0))
     filled = jnp.sum(fills * fill_cost[None], axis=1)

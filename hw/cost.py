@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hw.accesses import Accesses, count
-from hw.arithmetic import partial_sum_bits, product_cycles, product_energy
+from hw.arithmetic import Mac, partial_sum_bits, product_cycles, product_energy, sums_per_product
 from hw.chip import Chip
 from hw.explain import cost_html, cost_text
 from hw.mapping import Mapping
@@ -87,8 +87,31 @@ def evaluate(
     """Cost of one operation under one mapping: `price` of `count`; see `price` for the arguments.
 
     `density` defaults to 1 (every product is computed) and `resident` to 0 (all operands start and end in DRAM).
+
+    Raises:
+      ValueError: a mapping over other levels than the chip's; bits that are not positive, shares outside of [0, 1], or NaN,
+        where they are concrete: inside `jax.jit` values are not known.
     """
+    if mapping.num_levels != len(chip.kinds):
+        raise ValueError(f"expected a mapping over the chip's {len(chip.kinds)} levels, got {mapping.num_levels}")
+    check_concrete(bits=bits, density=density, resident=resident)
     return price(chip, operation, count(operation, mapping), bits, *with_defaults(bits, density, resident))
+
+
+def check_concrete(*, bits: jax.Array, **shares: jax.Array | None) -> None:
+    """Checks what `jax.jit` has not hidden: widths in bits are positive and finite, shares lie in [0, 1].
+
+    Raises:
+      ValueError: one does not.
+    """
+    for name, values in ({"bits": bits} | shares).items():
+        if values is None or isinstance(values, jax.core.Tracer):
+            continue
+        numbers, rule = np.asarray(values, float), "positive and finite" if name == "bits" else "in [0, 1]"
+        if not np.all(
+            (numbers > 0.0) & np.isfinite(numbers) if name == "bits" else (numbers >= 0.0) & (numbers <= 1.0)
+        ):
+            raise ValueError(f"expected {name} {rule}, got {numbers.tolist()}")
 
 
 def with_defaults(
@@ -109,6 +132,10 @@ def price(
     Latency is the largest of the MACs' cycles and each level's traffic over its bandwidth: perfect overlap. Its
     gradient flows to the resource that binds.
 
+    Products that are added up before the accumulator reach the innermost level that holds the sum as one: those that
+    share a cycle of bricks or a table, and those of the units behind an adder tree, as far as the mapping lays a sum
+    over several units.
+
     Args:
       chip: the chip.
       operation: the loop nest; tells which operand is accumulated and over how many products.
@@ -125,7 +152,7 @@ def price(
     accumulated = operation.accumulated > 0.5
     read_bits = jnp.stack([jnp.where(accumulated[0], bits[1], bits[0]), jnp.where(accumulated[2], bits[1], bits[2])])
     sum_bits = partial_sum_bits(chip.mac, read_bits, _reduction(operation, accumulated))
-    accesses = _reside(accesses, resident)
+    accesses = _reside(_join_sums(chip.mac, accesses, accumulated, read_bits), resident)
     reads, fills, drained = _traffic(accesses, accumulated, bits, sum_bits)
     writes = fills + drained
     memory_energy = (jnp.stack([reads, writes], axis=-1) * chip.energy_per_bit()[:, None]).sum(axis=-1)
@@ -175,6 +202,29 @@ def _reduction(operation: Operation, accumulated: jax.Array) -> jax.Array:
     """Products summed into one element of the accumulated operand (borders of an accumulated input have fewer)."""
     reduced = jnp.where(REDUCED, operation.bounds[None], 1.0).prod(axis=1)
     return jnp.where(accumulated, reduced, 0.0).sum()
+
+
+def _join_sums(mac: Mac, accesses: Accesses, accumulated: jax.Array, read_bits: jax.Array) -> Accesses:
+    """Accesses where products that are added up before the accumulator are one partial sum.
+
+    Only the innermost level that holds the sum meets products. A unit joins those that follow each other in time, but
+    every visit of a sum takes one access at least. A tree has one accumulator, so its units hold one copy of a sum.
+    """
+    keep = accesses.keep > 0.5
+    innermost = keep & (jnp.cumsum(keep, axis=0, dtype=jnp.int32) == 1) & accumulated[None]
+    joined = jnp.maximum(accesses.updates * sums_per_product(mac, read_bits), accesses.entering)
+    updates = jnp.where(innermost, jnp.minimum(joined, accesses.updates), accesses.updates)
+    reads = jnp.maximum(accesses.reads - (accesses.updates - updates), 0.0)
+    first = (accesses.entering - accesses.fills) * accesses.instances[:, None]
+    copies = first / jnp.where(first[-1:] > 0.0, first[-1:], 1.0)
+    units = jnp.where(innermost, jnp.clip(copies, 1.0, mac.tree), 1.0)
+    return dataclasses.replace(
+        accesses,
+        reads=reads / units,
+        fills=accesses.fills / units,
+        updates=updates / units,
+        finals=accesses.finals / units,
+    )
 
 
 def _reside(accesses: Accesses, resident: jax.Array) -> Accesses:

@@ -77,7 +77,8 @@ def make_operation(
       pass_: one of `PASSES`.
 
     Raises:
-      ValueError: a bound, stride or dilation is no positive integer, a padding is negative, or the pass is unknown.
+      ValueError: a bound, stride, dilation or input size is no positive integer, a padding is negative or no integer, or
+        the pass is unknown.
     """
     bounds = dict(zip(LOOPS, (G, N, K, C, P, Q, R, S), strict=True))
     for name, value in (bounds | {"stride": stride, "dilation": dilation}).items():
@@ -88,8 +89,10 @@ def make_operation(
             raise ValueError(f"expected {name} to be a pair (width, height), got {pair!r}")
     if pass_ not in PASSES:
         raise ValueError(f"expected pass_ to be one of {', '.join(PASSES)}, got {pass_!r}")
-    if np.shape(padding) != (2, 2) or np.min(padding) < 0:
-        raise ValueError(f"expected padding ((before, after), (before, after)) >= 0, got {padding!r}")
+    if np.shape(padding) != (2, 2) or not all(_is_integer(v) and v >= 0 for pair in padding for v in pair):
+        raise ValueError(f"expected padding ((before, after), (before, after)) of integers >= 0, got {padding!r}")
+    if input_size is not None and not (len(input_size) == 2 and all(_is_integer(v) and v >= 1 for v in input_size)):
+        raise ValueError(f"expected input_size to be a pair of positive integers (width, height), got {input_size!r}")
     taps = []
     for axis, (outputs, window) in enumerate(((P, R), (Q, S))):
         extent = (outputs - 1) * stride[axis] + (window - 1) * dilation[axis] + 1

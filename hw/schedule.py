@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hw.accesses import Accesses
 from hw.chip import Chip
-from hw.cost import Cost, port_cycles, price
+from hw.cost import Cost, check_concrete, port_cycles, price
 from hw.explain import step_cost_html
 from hw.operation import PASSES
 from hw.step import Step, make_step, residency
@@ -108,7 +108,12 @@ def evaluate_step(
 
     Returns:
       The cost, differentiable in every float input.
+
+    Raises:
+      ValueError: bits that are not positive, a density outside of [0, 1], or NaN, where they are concrete.
     """
+    check_concrete(bits=operation_bits, density=density)
+    check_concrete(bits=tensor_bits)
     resident = residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)
     prices = jax.vmap(price, (None, 0, 0, 0, 0, 0))
     costs = prices(chip, step.operations, accesses, operation_bits, density, resident[step.operand_tensor])

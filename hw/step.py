@@ -137,21 +137,15 @@ def make_step(
         raise ValueError(f"expected operations with operands for each, got {operations.bounds.shape[0]} and {n}")
     if sorted([*slots, *work_slots]) != list(range(n + v)):
         raise ValueError(f"expected every slot from 0 to {n + v - 1} once, got {sorted([*slots, *work_slots])}")
-    if not {*operands.flat, *origins} <= {*range(m)}:
-        raise ValueError(f"expected tensor ids from 0 to {m - 1}, got operands {operands.tolist()}, origins {origins}")
-    if min(tensor_elements) <= 0:
-        raise ValueError(f"expected tensors of one element or more, got {min(tensor_elements)}")
-
+    _check_tensors(operands, origins, np.asarray(tensor_elements))
     touched = np.zeros((n + v, m), bool)
     touched[slots[:, None], operands] = True
     touched[work_slots] = (reads > 0) | (writes > 0)
     birth, death = _lifetimes(touched, np.zeros(m, bool) if persistent is None else np.asarray(persistent), origins)
-    pass_names = [OPERANDS.index(operand) for operand in PASSES.values()]
-    default_pass = np.asarray(operations.accumulated)[:, pass_names].argmax(axis=1)
     return Step(
         operations=operations,
         operation_slot=jnp.asarray(slots, jnp.int32),
-        operation_pass=jnp.asarray(default_pass if operation_pass is None else operation_pass, jnp.int32),
+        operation_pass=jnp.asarray(_passes(operations) if operation_pass is None else operation_pass, jnp.int32),
         multiplicity=_floats(np.ones(n) if multiplicity is None else multiplicity),
         operand_tensor=jnp.asarray(operands, jnp.int32),
         tensor_elements=_floats(tensor_elements),
@@ -165,6 +159,21 @@ def make_step(
         vector_reads=_floats(reads),
         vector_writes=_floats(writes),
     )
+
+
+def _check_tensors(operands: np.ndarray, origins: np.ndarray, elements: np.ndarray) -> None:
+    """That the tensors named exist and have elements."""
+    if not {*operands.flat, *origins} <= {*range(len(elements))}:
+        known = f"tensor ids from 0 to {len(elements) - 1}"
+        raise ValueError(f"expected {known}, got operands {operands.tolist()}, origins {origins}")
+    if not np.all(np.isfinite(elements) & (elements > 0)):
+        raise ValueError(f"expected tensors of one element or more, got {elements.tolist()}")
+
+
+def _passes(operations: Operation) -> np.ndarray:
+    """Index into `PASSES` of the pass whose operand each operation accumulates, (n,)."""
+    columns = [OPERANDS.index(operand) for operand in PASSES.values()]
+    return np.asarray(operations.accumulated)[:, columns].argmax(axis=1)
 
 
 def padded(step: Step, like: Step) -> Step:

@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hw.mapping import Mapping
-from hw.operation import LOOPS, OPERANDS, Operation
+from hw.operation import LOOPS, OPERANDS, RELEVANT, Operation
 from hw.windows import box_extent, distinct_offsets, tiles_along, touched_extent
 
-GROUPED = "GNPQKCRS"
-"""The loops by the operand they do not move: N P Q the weights, K the inputs, C R S the outputs; G moves all three."""
-FROM_LOOPS = tuple(LOOPS.index(loop) for loop in GROUPED)
 WEIGHTS, INPUTS, OUTPUTS = range(len(OPERANDS))
-IDLE = ((1, 2, 3), (4,), (5, 6, 7))
-"""For each operand, the loops that do not move it."""
-MOVING = tuple(tuple(d for d in range(len(GROUPED)) if d not in idle) for idle in IDLE)
-K = GROUPED.index("K")
-BOXED = tuple(map(GROUPED.index, "GNC"))
+ALL = tuple(range(len(LOOPS)))
+MOVING = tuple(tuple(np.flatnonzero(moves).tolist()) for moves in RELEVANT)
+"""For each operand, the loops that move it."""
+IDLE = tuple(tuple(np.flatnonzero(~moves).tolist()) for moves in RELEVANT)
+"""And those that do not: N P Q the weights, K the inputs, C R S the outputs; G moves all three."""
+K = LOOPS.index("K")
+BOXED = tuple(map(LOOPS.index, "GNC"))
 """Loops that multiply the words of an input tile."""
-SLIDING = tuple(map(GROUPED.index, "PQRS"))
+SLIDING = tuple(map(LOOPS.index, "PQRS"))
 """Loops that slide the window of an input tile: outputs along width and height, then taps."""
 PLACED = (IDLE[WEIGHTS], (K, *SLIDING), IDLE[OUTPUTS])
 """For each operand, the loops of which it matters whether one that moves the operand runs inside of them."""
@@ -53,7 +53,7 @@ ZIGZAG = Conventions(halo_reuse=False, gaps=False)
 
 
 class Nest(NamedTuple):
-    """A mapped loop nest, loops in the order `GROUPED`.
+    """A mapped loop nest, loops in the order `LOOPS`.
 
     Attributes:
       bounds: (8, B).
@@ -62,6 +62,7 @@ class Nest(NamedTuple):
       keep: (L, 3, B).
       rank: of each loop within its level, 0 = innermost, (L, 8, B).
       temporal, fan_out: factors, (L, 8, B).
+      absent: 1 where a loop is absent from a level in time, 0 where it is present, (L, 8, B).
       branch: iterations between neighbouring branches below each level, (L, 8, B).
       step: iterations that one temporal iteration advances, (L, 8, B).
       spanned: iterations within one tile, (L, 8, B).
@@ -74,6 +75,7 @@ class Nest(NamedTuple):
     rank: jax.Array
     temporal: jax.Array
     fan_out: jax.Array
+    absent: jax.Array
     branch: jax.Array
     step: jax.Array
     spanned: jax.Array
@@ -209,8 +211,7 @@ def count_traffic(operation: Operation, mapping: Mapping, conventions: Conventio
 
 
 def _make_nest(operation: Operation, mapping: Mapping) -> Nest:
-    temporal = pick(mapping.temporal, FROM_LOOPS)
-    fan_out = pick(mapping.spatial[:, 0] * mapping.spatial[:, 1], FROM_LOOPS)
+    temporal, fan_out = mapping.temporal, mapping.spatial[:, 0] * mapping.spatial[:, 1]
     ones = jnp.ones_like(temporal[0] * fan_out[0])
     branch, step, spanned, temporal_above, fan_out_above = [ones], [], [], [ones], [ones]
     for l in range(len(temporal)):
@@ -221,12 +222,13 @@ def _make_nest(operation: Operation, mapping: Mapping) -> Nest:
         temporal_above.insert(0, temporal_above[0] * temporal[l])
         fan_out_above.insert(0, fan_out_above[0] * fan_out[l])
     return Nest(
-        bounds=pick(operation.bounds, FROM_LOOPS),
+        bounds=operation.bounds,
         offset=jnp.concatenate([operation.stride, operation.dilation]),
         keep=mapping.keep,
-        rank=pick(mapping.order, FROM_LOOPS),
+        rank=mapping.order,
         temporal=temporal,
         fan_out=fan_out,
+        absent=1.0 - present(temporal),
         branch=jnp.stack(branch[:-1]),
         step=jnp.stack(step),
         spanned=jnp.stack(spanned),
@@ -236,14 +238,15 @@ def _make_nest(operation: Operation, mapping: Mapping) -> Nest:
 
 
 def _sweep(nest: Nest, operand: int) -> Sweep:
-    absent = 1.0 - present(nest.temporal)
     rank = pick(nest.rank, PLACED[operand])
-    still_inside = product_of(jnp.where(nest.rank[:, j, None] < rank, absent[:, j, None], 1.0) for j in MOVING[operand])
+    still_inside = product_of(
+        jnp.where(nest.rank[:, j, None] < rank, nest.absent[:, j, None], 1.0) for j in MOVING[operand]
+    )
     idle = pick(nest.temporal, IDLE[operand])
     repeats = 1.0 + (1.0 - still_inside[:, : idle.shape[1]]) * (idle - 1.0)
     return Sweep(
         still_inside=still_inside,
-        still=over(absent, MOVING[operand]),
+        still=over(nest.absent, MOVING[operand]),
         relevant=over(nest.temporal, MOVING[operand]),
         repeats=over(repeats, range(idle.shape[1])),
     )
@@ -278,7 +281,6 @@ def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
     for l in range(nest.num_levels - 1):
         below.append(jnp.where(nest.keep[l, INPUTS, None] > 0.5, tile[l], below[l]))
     above = nest.temporal_above * nest.fan_out_above
-    temporal = pick(nest.temporal, SLIDING)
     return Window(
         largest=over(jnp.minimum(nest.spanned, nest.bounds[None]), BOXED) * whole[:, 0] * whole[:, 1],
         tile=tile,
@@ -293,7 +295,7 @@ def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
         touched=touched_inputs(nest, mean, jnp.stack(below)) if conventions.gaps else box,
         tiles=over(nest.bounds, BOXED)[None] * over(number, range(4)) / over(above, (*BOXED, *SLIDING)),
         step=nest.window_step,
-        first=present(temporal) * sweep.still_inside[:, 1:],
+        first=(1.0 - pick(nest.absent, SLIDING)) * sweep.still_inside[:, 1:],
     )
 
 
@@ -395,7 +397,10 @@ def present(factor: jax.Array) -> jax.Array:
 
 def pick(x: jax.Array, loops: Iterable[int]) -> jax.Array:
     """Some of the loops: (..., 8, B) -> (..., n, B)."""
-    return jnp.stack([x[..., d, :] for d in loops], axis=-2)
+    chosen = list(loops)
+    if chosen == list(range(chosen[0], chosen[-1] + 1)):  # a slice is no copy
+        return x[..., chosen[0] : chosen[-1] + 1, :]
+    return jnp.stack([x[..., d, :] for d in chosen], axis=-2)
 
 
 def over(x: jax.Array, loops: Iterable[int]) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hw import LOOPS, OPERANDS, PASSES, Mapping, count, make_operation, stack_operations
+from hw.arithmetic import make_mac
 from hw.bounds import capacity_product, compulsory_words, lower_bound
 from hw.chip import make_chip
 from hw.cost import evaluate
@@ -102,6 +103,20 @@ def test_no_mapping_is_cheaper(name, pass_, resident):
     if resident[0] == 0.0:
         assert np.all(best["energy"] < 2.1 * bound.energy), "not as tight as stated"
         np.testing.assert_allclose(best["cycles"], bound.cycles, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mac", [make_mac("fusion"), make_mac("lut"), make_mac("fixed", tree=4)], ids=["bricks", "table", "tree"]
+)
+@pytest.mark.parametrize("name", ["matrix product", "reduction", "convolution"])
+def test_no_mapping_is_cheaper_where_products_are_added_up_first(mac, name):
+    operation = make_operation(**OPERATIONS[name][0], **OPERATIONS[name][1])
+    chips = stack_operations([dataclasses.replace(chip, mac=mac) for chip in CHIPS.values()])
+    found, _ = costs_on_all_chips(chips, operation, mappings(name), jnp.zeros(3))
+    least = np.where(np.asarray(found.violation).max(axis=-1) == 0.0, found.energy, np.inf).min(axis=1)
+    ratio = least / np.asarray(bounds_on_all_chips(chips, operation, jnp.zeros(3)).energy)
+    assert np.all((ratio > 1.0 - 1e-5) & (ratio < 4.0)), ratio
 
 
 def test_compulsory_words_by_hand():

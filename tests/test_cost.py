@@ -14,12 +14,12 @@ from hw.arithmetic import make_mac
 from hw.chip import make_chip
 from hw.chips import CHIPS
 from hw.cost import evaluate, price
-from hw.mapping import Mapping, make_mapping
+from hw.mapping import Mapping, make_mapping, outermost_mapping
 from hw.operation import LOOPS, PASSES, make_operation
 from hw.technology import sample_technologies
 
 BITS = (8.0, 8.0, 8.0)
-EVALUATE = jax.jit(evaluate)
+EVALUATE, COUNT, PRICE = map(jax.jit, (evaluate, count, price))
 
 
 def convolution(pass_="forward"):
@@ -71,6 +71,55 @@ def test_price_by_hand():
     assert result.control_energy == pytest.approx(0.3 * float(result.mac_energy))  # DRAM pays none
     assert result.latency == pytest.approx(1000 / float(chip.frequency()))
     assert result.macs == 4000
+
+
+def register_energy_of_outputs(mac, temporal, spatial=None, bits=4.0, order=None, **sizes):
+    """Joules of the outputs at the registers of four MACs in a column; those of a bit read, written and filled there."""
+    chip = make_chip(rows=4, columns=1, mac=mac)
+    operation = make_operation(**sizes)
+    factors, fan_out = np.ones((4, 8)), np.ones((4, 2, 8))
+    for level, loops in enumerate(temporal):
+        for loop, factor in loops.items():
+            factors[level, LOOPS.index(loop)] = factor
+    for loop, factor in (spatial or {}).items():
+        fan_out[1, 1, LOOPS.index(loop)] = factor
+    mapping = make_mapping(operation, factors, fan_out, order)
+    result = PRICE(chip, operation, COUNT(operation, mapping), jnp.full(3, bits), jnp.ones(2), jnp.zeros(3))
+    wire = float(chip.wire_energy_per_bit()[0])
+    read, write = map(float, chip.energy_per_bit()[0])
+    return result.access_energy[0, 2], read + wire, write + wire, write
+
+
+def test_products_that_share_a_cycle_are_one_partial_sum():
+    # 16 products of 4 x 4 bits. Sums have 8 + log2 16 = 12 bits, the last one is stored in 4.
+    apart, read, write, _ = register_energy_of_outputs(make_mac("fixed"), [{"C": 16}], C=16)
+    assert apart == pytest.approx(15 * 12 * read + (15 * 12 + 4) * write)
+    # Two by two products of two bricks each share a cycle: 4 sums reach the register, 3 are added to what is there.
+    bricks, *_ = register_energy_of_outputs(make_mac("fusion", slice_bits=2.0), [{"C": 16}], C=16)
+    assert bricks == pytest.approx(3 * 12 * read + (3 * 12 + 4) * write)
+    # Three products share a table: 16 / 3 sums.
+    table, read, write, _ = register_energy_of_outputs(make_mac("lut"), [{"C": 16}], C=16)
+    assert table == pytest.approx((16 / 3 - 1) * 12 * read + ((16 / 3 - 1) * 12 + 4) * write)
+    # C 2 inside K 8 inside C 8: every sum has two products a visit, so each of its 8 visits is one access.
+    order = np.tile(np.arange(8), (4, 1))
+    order[1, [LOOPS.index("K"), LOOPS.index("C")]] = 2, 3
+    visits, read, write, fill = register_energy_of_outputs(
+        make_mac("fusion", slice_bits=2.0), [{"C": 2}, {"K": 8, "C": 8}], C=16, K=8, order=order
+    )
+    # 64 updates, 8 of them first; a visit that goes on fetches what it left, 56 fills.
+    assert visits == pytest.approx(56 * 12 * (read + write + fill) + 8 * 4 * write)
+
+
+def test_units_behind_an_adder_tree_hold_one_copy_of_a_sum():
+    # 16 products on 4 MACs: apart each adds up 4 of its own, 4 updates and 3 reads. Behind one tree 4 sums of 4.
+    apart, read, write, _ = register_energy_of_outputs(make_mac("fixed"), [{"C": 4}], {"C": 4}, C=16)
+    assert apart == pytest.approx(4 * 12 * (3 * read + 4 * write))
+    tree, read, write, _ = register_energy_of_outputs(make_mac("fixed", tree=4), [{"C": 4}], {"C": 4}, C=16)
+    assert tree == pytest.approx(12 * (3 * read + 4 * write))
+    # MACs that make different outputs have nothing to add up.
+    apart, *_ = register_energy_of_outputs(make_mac("fixed"), [{"C": 4}], {"K": 4}, C=4, K=4)
+    tree, *_ = register_energy_of_outputs(make_mac("fixed", tree=4), [{"C": 4}], {"K": 4}, C=4, K=4)
+    assert tree == pytest.approx(float(apart), rel=0.05)  # a MAC with a tree is larger, and so its wires longer
 
 
 def test_slices_multiply_cycles_and_density_divides_them():
@@ -191,6 +240,28 @@ def test_gradients_in_chip_bits_density_and_residency(style, pass_, x64):
         jnp.array([0.2, 0.3, 0.4]),
     )
     check_grads(logarithms, arguments, order=1, modes=["rev"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bits": (8.0, -8.0, 8.0)}, r"expected bits positive and finite, got \[8.0, -8.0, 8.0\]"),
+        ({"bits": (8.0, 8.0, float("nan"))}, "expected bits positive and finite"),
+        ({"density": (1.0, 1.5)}, r"expected density in \[0, 1\], got \[1.0, 1.5\]"),
+        ({"resident": (0.0, float("nan"), 0.0)}, r"expected resident in \[0, 1\]"),
+    ],
+)
+def test_numbers_out_of_range_are_named(arguments, message):
+    operation = make_operation(K=2)
+    numbers = {name: jnp.array(value) for name, value in ({"bits": BITS} | arguments).items()}
+    with pytest.raises(ValueError, match=message):
+        evaluate(make_chip(), operation, outermost_mapping(operation, 4), **numbers)
+
+
+def test_a_mapping_over_other_levels_is_an_error():
+    operation = make_operation(K=2)
+    with pytest.raises(ValueError, match="expected a mapping over the chip's 4 levels, got 3"):
+        evaluate(make_chip(), operation, outermost_mapping(operation, 3), jnp.array(BITS))
 
 
 def random_designs(num, seed=0):
