@@ -68,7 +68,7 @@ def place(tmp_path, monkeypatch):
     "cases", [cases for cases in KINDS if cases is not run_cases], ids=lambda cases: cases.__name__
 )
 def test_some_malformed_inputs(cases, place, capsys):
-    refuse(cases, seed=1, number=3 if cases is result_cases else 8, capsys=capsys)
+    refuse(cases, seed=1, number=2 if cases is result_cases else 5, capsys=capsys)
 
 
 @pytest.mark.slow
