@@ -286,6 +286,21 @@ def test_the_command_writes_designs_that_cost_what_it_says(model, tmp_path, caps
         assert float(cost.latency) * 1e3 == pytest.approx(design["training_step"]["latency_ms"], rel=1e-4)
 
 
+def test_the_command_writes_what_it_has_when_interrupted(model, tmp_path, capsys, monkeypatch):
+    branch, rounds = ChipSearch._branch, iter(range(1))
+
+    def interrupted(search):
+        if next(rounds, None) is None:
+            raise KeyboardInterrupt
+        branch(search)
+
+    monkeypatch.setattr(ChipSearch, "_branch", interrupted)
+    command = ["search", "--model", model, "--batch-size", "16", "--rounds", "9", "--evaluations", "160", "--json"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(told["history"]) == 1 and (tmp_path / "out" / rundir.DESIGN).is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
