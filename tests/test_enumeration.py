@@ -294,7 +294,7 @@ def test_a_search_that_is_ended_has_a_mapping_and_tells_what_it_left_open(limit,
         hurried = enumerator.search(price, evaluations=best.evaluations // 20)
         assert hurried.evaluations < best.evaluations / 2
     else:
-        hurried = enumerator.search(interrupting(price, 200))
+        hurried = enumerator.search(interrupting(price, 150))
     assert not hurried.complete and best.complete and hurried.costs.shape[1]
     everything = np.concatenate([hurried.costs, hurried.open_costs], axis=1)
     assert ((everything[:, :, None] <= best.costs[:, None]).all(axis=0)).any(axis=0).all()
@@ -303,7 +303,7 @@ def test_a_search_that_is_ended_has_a_mapping_and_tells_what_it_left_open(limit,
 def test_an_interrupt_goes_on_to_a_caller_that_asks_for_it_or_where_nothing_was_found(strided):
     enumerator, price, _ = strided
     with pytest.raises(KeyboardInterrupt):
-        enumerator.search(interrupting(price, 200), keep_on_interrupt=False)
+        enumerator.search(interrupting(price, 150), keep_on_interrupt=False)
     with pytest.raises(KeyboardInterrupt):
         enumerator.search(interrupting(price, 0))
 
