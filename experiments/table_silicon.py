@@ -35,6 +35,7 @@ from rich.table import Table
 
 from codesign.config import Count
 from experiments import command_line
+from experiments.dram_traffic import dram_per_mac
 from hw.accesses import count
 from hw.arithmetic import make_mac, partial_sum_bits, product_cycles, product_energy
 from hw.chip import Chip
@@ -46,7 +47,10 @@ from hw.technology import clock_frequency, sample_technologies, unknown
 from hw.units import MM2
 
 CHANNELS, OUTPUTS, TAPS = 4.0, 32.0, 3.0
-UNITS = {"efficiency": "TOPS/W", "throughput": "GOPS", "area": "mm2", "ratio": "x", "speedup": "x", "table": "x"}
+UNITS = {
+    "efficiency": "TOPS/W", "throughput": "GOPS", "area": "mm2", "ratio": "x", "speedup": "x", "table": "x",
+    "dram": "words/MAC",
+}  # fmt: skip
 RATIOS = {"ratio": "efficiency", "speedup": "throughput"}
 STATISTICS = ("n", "median_error", "worst_ratio", "inside_interval", "median_interval_ratio")
 PARTS = {
@@ -57,6 +61,7 @@ PARTS = {
     "uncalibrated": "efficiency, uncalibrated",
     "calibrated": "efficiency, one factor per node fitted on other chips",
     "area": "area",
+    "dram": "DRAM accesses of a MAC",
 }
 PARTS_OF_ENERGY = ("MACs", "registers", "local", "shared", "clock and control", "leakage")
 MARKS = ("<!-- table_silicon -->", "<!-- end of table_silicon -->")
@@ -244,6 +249,8 @@ def make_row(name: str, headline: Map[str, Any], samples: int) -> Row:
         values = getattr(peak, of) / getattr(base, of)
         over = "" if headline["base_vdd"] is None else f", {headline['base_vdd']:g} V"
         label = f"{of}, {mode}{supply} over {headline['base_mode']}{over}"
+    elif kind == "dram":
+        values, label = dram_per_mac(name, mode, vdd, headline["network"]), f"DRAM accesses, {headline['network']}"
     else:
         values = getattr(peak, kind)
     low, high = np.nanpercentile(values[1:], PERCENTILES)
@@ -331,6 +338,7 @@ def tabulate(names: Sequence[str], samples: int) -> dict[str, Any]:
         "throughput": summarise(kinds["throughput"]),
         "speedups": summarise(kinds["speedup"]),
         "area": summarise(kinds["area"]),
+        "dram": summarise(kinds["dram"]),
         "clock": {name: row for name in names if (row := clock_row(name, samples)) is not None},
         "chips": {
             name: {

@@ -18,7 +18,7 @@ HEADLINES = yaml.safe_load((FOLDER / "chips" / "headlines.yaml").read_text())
 SYSTEMS = yaml.safe_load((FOLDER / "chips" / "systems.yaml").read_text())
 FIELDS = {"kind", "mode", "vdd", "published", "confidence", "source"}
 READING = ("import yaml", "read_text", "open(", "import json", "importlib.resources")
-OPTIONAL = {"base_mode", "base_vdd", "sparsity", "derived"}
+OPTIONAL = {"base_mode", "base_vdd", "sparsity", "derived", "network"}
 
 
 def input_numbers(preset):
@@ -51,6 +51,7 @@ def test_headlines_are_complete(name):
         assert set(row) - OPTIONAL == FIELDS, row
         assert row["mode"] in PRESETS[name].modes and row["published"] > 0 and row["confidence"] in ("high", "medium")
         assert ("base_mode" in row) == ("base_vdd" in row) == (row["kind"] in ("ratio", "speedup"))
+        assert ("network" in row) == (row["kind"] == "dram")
         if row["vdd"] is None:
             assert "vdd" in PRESETS[name].assumptions, "an untold supply is an assumption"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import table_silicon
+from experiments.dram_traffic import convolutions
 from experiments.table_silicon import (
     MARKS,
     PARTS_OF_ENERGY,
@@ -18,6 +19,7 @@ from experiments.table_silicon import (
     make_row,
     make_tilings,
     measure,
+    read_headlines,
     replace_between,
     summarise,
 )
@@ -84,6 +86,20 @@ def test_the_number_of_macs_that_two_chips_do_not_tell_hardly_matters():
     chips = table_silicon.jax.tree.map(lambda *leaves: jnp.stack([jnp.float32(leaf) for leaf in leaves]), few, many)
     joules = np.asarray(table_silicon.evaluate_peak(chips, jnp.full((2, 3), 8.0))).sum(axis=1)
     assert abs(joules[1] / joules[0] - 1) < 0.2
+
+
+def test_convolutions_of_two_networks_by_their_known_macs():
+    """666 and 15 347 million for an image, batches of 4 and 3."""
+    for network, images, millions in (("AlexNet", 4, 665.8), ("VGG-16", 3, 15346.6)):
+        macs = convolutions(network).inference.operations.macs
+        assert float(np.asarray(macs, float).sum()) == pytest.approx(images * millions * 1e6, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_no_dram_traffic_below_what_is_compulsory():
+    """AlexNet's weights once, images and outputs of every layer once, over its MACs: 0.0025; not ten times as many."""
+    row = make_row("eyeriss", next(row for row in read_headlines()["eyeriss"] if row["kind"] == "dram"), SAMPLES)
+    assert 0.0025 < row.low <= row.high < 0.025 and row.unit == "words/MAC"
 
 
 def test_rows():
