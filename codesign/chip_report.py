@@ -210,8 +210,13 @@ def _in_units(metrics: Array) -> dict[str, float]:
 
 def _unmet(error: UnmetBudgetError) -> str:
     key, unit = UNITS[error.metric]
-    how = "no chip in these ranges has less than" if error.is_proven else "the nearest design found has"
+    limit, nearest = f"{error.limit / unit:.4g}", f"{error.nearest / unit:.4g}"
+    if error.is_proven:
+        return (
+            f"{key}: expected budgets that a chip can meet, got {limit}; no chip in these ranges has less than {nearest}, "
+            "raise it at least to that"
+        )
     return (
-        f"{key}: expected budgets that a chip can meet, got {error.limit / unit:.4g}; {how} {error.nearest / unit:.4g}, "
-        "raise it at least to that"
+        f"{key}: expected a design within the budget of {limit}, found none; the nearest has {nearest}, search longer "
+        "(--seconds, --rounds) or raise the budget to that"
     )
