@@ -103,8 +103,10 @@ def make_mac(
         raise ValueError(f"expected widths of 1 bit or more, got {widths=}, {slice_bits=}, {accumulator_bits=}")
     if style in ("slices", "fusion") and slice_bits > min(widths):
         raise ValueError(f"expected slice_bits of at most {min(widths)}, the operands' width, got {slice_bits}")
-    numbers = float(slice_bits), float(accumulator), float(tree), float(table_sharing)
-    return Mac(jnp.array(widths, dtype=float), *numbers, style, data)
+    # An array, as designs that search for it have: with a Python number every function would be compiled once more.
+    slice_width = jnp.asarray(slice_bits, dtype=float)
+    numbers = float(accumulator), float(tree), float(table_sharing)
+    return Mac(jnp.array(widths, dtype=float), slice_width, *numbers, style, data)
 
 
 def partial_sum_bits(mac: Mac, bits: jax.Array, reduction: jax.Array) -> jax.Array:
