@@ -1,6 +1,5 @@
 """Row pipeline: layers that hand rows to each other keep lines of their inputs instead of whole maps."""
 
-import operator
 from dataclasses import replace
 
 import jax
@@ -53,11 +52,13 @@ def _reach(operation: Operation) -> tuple[jax.Array, jax.Array]:
 
 
 def row_pipelined(step: Step) -> Step:
-    """An inference whose layers hand rows to each other: what lies between two of them takes a line buffer of one sample.
+    """An inference whose layers hand rows to each other: what lies between two of them takes line buffers of one sample.
 
-    All layers run at once, so all buffers live from the first slot to the last: they go without DRAM only if they fit
-    together in the part of the shared SRAM for resident tensors. What a layer makes is worked on row by row as it comes.
-    Operations still run one after the other on the one array, so latencies add up as before.
+    All those buffers live at once, as all layers run at once: each of these tensors counts for all of them, so that
+    they go without DRAM only if they fit together in the part of the shared SRAM for resident tensors. Their lives
+    stay their own: residency places short lives first, and lines come before whole maps. What a layer makes
+    is worked on row by row as it comes. Operations still run one after the other on the one array, so latencies add up
+    as before.
 
     Args:
       step: an inference, concrete; operations of the forward pass alone.
@@ -70,20 +71,15 @@ def row_pipelined(step: Step) -> Step:
     elements, operands = np.array(step.tensor_elements), np.asarray(step.operand_tensor)
     external = np.asarray(step.tensor_external) > 0
     written = set(operands[:, 2].tolist()) | set(np.flatnonzero(np.asarray(step.vector_writes).sum(axis=0)).tolist())
+    lines = {
+        int(inputs): float(line_buffer_bits(jax.tree.map(lambda x: x[row], step.operations), 1.0))  # noqa: B023
+        for row, inputs in enumerate(operands[:, 1])
+        if int(inputs) in written and not external[inputs]
+    }
     one_row = np.asarray(step.operations.bounds)[:, [_K, _P]].prod(axis=1)
-    for outputs, row in zip(operands[:, 2], one_row, strict=True):
+    for row, outputs in enumerate(operands[:, 2]):
         if not external[outputs]:
-            elements[outputs] = min(elements[outputs], row)
-    lines: dict[int, float] = {}  # a tensor that several layers read has a buffer as long as the longest wants
-    for layer, inputs in enumerate(operands[:, 1].tolist()):
-        if inputs in written and not external[inputs]:
-            operation = jax.tree.map(operator.itemgetter(layer), step.operations)
-            lines[inputs] = max(lines.get(inputs, 0.0), float(line_buffer_bits(operation, 1.0)))
-    buffers = list(lines)
-    elements[buffers] = list(lines.values())
-    return replace(
-        step,
-        tensor_elements=jnp.asarray(elements, step.tensor_elements.dtype),
-        tensor_birth=step.tensor_birth.at[jnp.array(buffers, jnp.int32)].set(0),
-        tensor_death=step.tensor_death.at[jnp.array(buffers, jnp.int32)].set(step.num_slots - 1),
-    )
+            elements[outputs] = min(elements[outputs], one_row[row])
+    for inputs in lines:
+        elements[inputs] = sum(lines.values())
+    return replace(step, tensor_elements=jnp.asarray(elements, step.tensor_elements.dtype))
