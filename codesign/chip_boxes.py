@@ -56,7 +56,7 @@ class BoxBounds(NamedTuple):
 def whole_space(space: DesignSpace) -> list[Box]:
     """Boxes that hold all chips of a space together: one for each width of a slice, which a bound needs to know."""
     names = list(space.variables)
-    low, high = (np.array([getattr(v, end) for v in space.variables.values()]) for end in ("low", "high"))
+    low, high = space.column("low"), space.column("high")
     if "slice_bits" not in names:
         return [Box(low, high)]
     column, boxes = names.index("slice_bits"), []

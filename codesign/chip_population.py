@@ -15,14 +15,15 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
+from codesign.annealing import ILLEGAL
 from codesign.chip_boxes import Box, Work, sram_bits
 from codesign.design import DesignSpace, with_values
 from codesign.evaluation import initial_prices
-from codesign.objective import best_candidate, price_candidates, step_cost
+from codesign.objective import best_candidate, next_prices, price_candidates, step_cost
 from codesign.uncertainty import QUICKLY_COMPILED
 from hw.accesses import Accesses
 from hw.chip import Chip
-from hw.schedule import join
+from hw.schedule import StepCost, join
 from nets.training import apply_gradient
 
 Array = NDArray[np.float64]
@@ -55,7 +56,7 @@ class Goal(NamedTuple):
 
     def merits(self, metrics: Array, misfit: Array) -> Array:
         """To be sorted by: what fits before what does not, exceeded limits priced in."""
-        missed = np.where(misfit > 0, 100.0 + np.log1p(misfit), 0.0)
+        missed = np.where(misfit > 0, ILLEGAL + np.log1p(misfit), 0.0)
         return np.log(self.values(metrics)) + _EXCESS * self.excesses(metrics).sum(axis=-1) + missed
 
 
@@ -97,13 +98,15 @@ def price_population(
             picks = best_candidate(costs, prices)
             chosen = jax.tree.map(lambda x, picks=picks: x[jnp.arange(len(picks)), picks], costs)
             cost = join(chip, work.step, chosen, resident, work.tensor_bits)
-            leakage_power = cost.leakage_energy / cost.latency
-            per_joule = powers[0] / cost.energy
-            prices = jnp.stack([per_joule, powers[1] / cost.latency + per_joule * leakage_power])
-        metrics = jnp.stack([cost.energy, cost.latency, cost.area, cost.power, sram_bits(chip)])
-        return Priced(metrics, jnp.sum(cost.violation), leakage_power, picks)
+            prices = next_prices(cost, powers)
+        return Priced(_metrics(chip, cost), jnp.sum(cost.violation), cost.leakage_energy / cost.latency, picks)
 
     return jax.vmap(one)(values)
+
+
+def _metrics(chip: Chip, cost: StepCost) -> jax.Array:
+    """Those of `METRICS`, (5,)."""
+    return jnp.stack([cost.energy, cost.latency, cost.area, cost.power, sram_bits(chip)])
 
 
 @functools.partial(jax.jit, static_argnames=("names", "sloped"), compiler_options=QUICKLY_COMPILED)
@@ -135,7 +138,7 @@ def follow_slopes(
     def loss(moved: jax.Array, row: jax.Array, prices: jax.Array) -> jax.Array:
         chip = with_values(base, dict(zip(names, row.at[columns].set(jnp.exp(moved)), strict=True)))
         cost = step_cost(chip, *work, accesses, prices)
-        metrics = jnp.log(jnp.stack([cost.energy, cost.latency, cost.area, cost.power, sram_bits(chip)]))
+        metrics = jnp.log(_metrics(chip, cost))
         excess = jax.nn.relu(metrics - jnp.log(goal.limits))
         return metrics[:3] @ goal.powers + _EXCESS * jnp.sum(excess)
 
@@ -154,26 +157,24 @@ def follow_slopes(
 
 def on_grains(space: DesignSpace, values: Array) -> Array:
     """Values (..., k) at the nearest grain inside their ranges."""
-    variables = list(space.variables.values())
-    grain, low, high = (np.array([getattr(v, key) for v in variables]) for key in ("grain", "low", "high"))
-    return np.clip(np.round(np.round(values / grain) * grain, 9), low, high)
+    grain = space.column("grain")
+    return np.clip(np.round(np.round(values / grain) * grain, 9), space.column("low"), space.column("high"))
 
 
 def inside(space: DesignSpace, box: Box, num: int, rng: np.random.Generator) -> Array:
     """Chips drawn in a box, each quantity uniformly on its own scale, (num, k)."""
     shares = rng.random((num, len(space.variables)))
-    logarithmic = np.array([v.logarithmic for v in space.variables.values()])
     linear = box.low + shares * (box.high - box.low)
-    return on_grains(space, np.where(logarithmic, box.low * (box.high / box.low) ** shares, linear))
+    return on_grains(space, np.where(space.column("logarithmic"), box.low * (box.high / box.low) ** shares, linear))
 
 
 def changed(space: DesignSpace, parents: Array, num: int, rng: np.random.Generator) -> Array:
     """Chips with some quantities of another parent, and one to three of their own a little larger or smaller, (num, k)."""
-    variables, count = list(space.variables.values()), len(space.variables)
-    grain, low, high = (np.array([getattr(v, key) for v in variables]) for key in ("grain", "low", "high"))
+    grain, count = space.column("grain"), len(space.variables)
     first, second = (parents[rng.integers(len(parents), size=num)] for _ in range(2))
     values = np.where(rng.random((num, count)) < 0.2, second, first)
     is_moved = rng.random((num, count)).argsort(axis=1) < rng.integers(1, 4, size=(num, 1))
     factor = np.exp(rng.normal(0.0, 0.35, (num, count)))
     moved = np.where(np.abs(values * (factor - 1)) < grain, values + np.sign(factor - 1) * grain, values * factor)
-    return on_grains(space, np.clip(np.where(is_moved, moved, values), low, high))
+    moved = np.where(is_moved, moved, values)
+    return on_grains(space, np.clip(moved, space.column("low"), space.column("high")))

@@ -84,7 +84,7 @@ def search_chips(
         found to meet.
     """
     base, workload = load_chip(asked.chip), model_workload(asked.model, asked.data, asked.batch_size)
-    bits = jnp.full((1 + int(np.max(workload.product)), 4), float(asked.bits))
+    bits = jnp.full((workload.num_products, 4), float(asked.bits))
     work, space = make_work(workload, asked.runs, bits), make_space(base, asked.free)
     budgets = {name: asked.budgets[key] * unit for name, (key, unit) in UNITS.items() if key in asked.budgets}
     try:

@@ -77,6 +77,10 @@ class Plan:
     sloped: tuple[str, ...] = SLOPED
     whole_front: bool = True
 
+    def effort(self, rounds: int, seconds: float = math.inf) -> Effort:
+        """That of so many rounds: mappings tried for one operation."""
+        return Effort(rounds * self.searched * self.evaluations, seconds)
+
 
 class Point(NamedTuple):
     """A design: values of its chip's free quantities (k,), metrics (5,), mappings of its operations, (n, 1), their misfit; watts."""
@@ -141,7 +145,7 @@ class ChipSearch:
         self.goal = Goal(np.array(powers), limits)
         self.others = [Goal(np.array(p), limits) for p in _FRONT_POWERS] if self.plan.whole_front else []
         self._rng, self._key = np.random.default_rng(seed), jax.random.key(seed)
-        self._slots = mapper.make_slots(self._chip(on_grains(space, self._ends()[1])))
+        self._slots = mapper.make_slots(self._chip(on_grains(space, space.column("high"))))
         self._tables = mapper.make_tables(work.step.operations)
         self._searched: set[bytes] = set()
         self._front: list[Point] = []
@@ -165,8 +169,9 @@ class ChipSearch:
             self._history.append(found.history[-1])
             return found
 
-        each = self.plan.searched * self.plan.evaluations
-        return keep_searching(run_round, each, effort, lambda found: found.value, on_progress)
+        return keep_searching(
+            run_round, self.plan.effort(1).evaluations, effort, lambda found: found.value, on_progress
+        )
 
     def found(self, seconds: float = 0.0) -> ChipsFound:
         """The state of the search."""
@@ -182,10 +187,6 @@ class ChipSearch:
 
     def _chip(self, values: Array) -> Chip:
         return with_values(self.space.base, {n: jnp.asarray(v) for n, v in zip(self.names, values, strict=True)})
-
-    def _ends(self) -> tuple[Array, Array]:
-        low, high = (np.array([getattr(v, end) for v in self.space.variables.values()]) for end in ("low", "high"))
-        return low, high
 
     def _best(self, goal: Goal) -> Point | None:
         """The least value of a goal on the front; what comes nearest to fitting the limits if nothing does."""
@@ -335,7 +336,7 @@ class ChipSearch:
         values, accesses = jnp.asarray(starts, jnp.float32), self._pool.accesses
         priced = price_population(self.space.base, self.names, values, self.work, accesses, self._weights(goal))
         prices = goal.prices(np.asarray(priced.metrics, np.float64), np.asarray(priced.leakage_power))
-        limits = tuple(jnp.asarray(end, jnp.float32) for end in self._ends())
+        limits = tuple(jnp.asarray(end, jnp.float32) for end in (self.space.column("low"), self.space.column("high")))
         floats = Goal(*(jnp.asarray(x, jnp.float32) for x in goal))
         moved = follow_slopes(
             self.space.base,

@@ -151,9 +151,8 @@ Command = RunCommand | SearchCommand | TraceCommand | CostCommand | ReportComman
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, see `exit_code`."""
     if "" not in sys.path:
-        sys.path.append(
-            ""
-        )  # a model of the user's own lies where the command is run; last, lest a folder `hw` there hide ours
+        # A model of the user's own lies where the command is run; last, lest a folder `hw` there hide ours.
+        sys.path.append("")
     return exit_code(lambda: _do(_parse(list(sys.argv[1:] if argv is None else argv))))
 
 

@@ -71,13 +71,13 @@ def search(command: SearchCommand) -> tuple[list[Table], dict[str, Any]]:
     Raises:
       ValueError: as `codesign.chip_report.search_chips`.
     """
-    from codesign.anytime import Effort, Progress
+    from codesign.anytime import Progress
     from codesign.chip_report import UNITS, Asked, search_chips
     from codesign.chip_search import Plan
 
     limits = {key: getattr(command, key) for key, _ in UNITS.values() if getattr(command, key) is not None}
     plan = Plan(evaluations=command.evaluations)
-    effort = Effort(command.rounds * plan.searched * plan.evaluations, command.seconds)
+    effort = plan.effort(command.rounds, command.seconds)
     asked = Asked(
         command.model, command.data, command.batch_size, command.bits, ChipConfig(command.chip, node_nm=command.node_nm),
         command.runs, command.objective, command.free, limits, effort, plan, command.seed,
@@ -112,11 +112,12 @@ def _designs(told: dict[str, Any]) -> Table:
 
 def _outcome(told: dict[str, Any]) -> Table:
     """What the search did and how far the best may be from the optimum."""
+    from codesign.chip_search import OBJECTIVES
+
     table = Table(caption=f"designs, front.csv, front.svg: {told['directory']}", show_header=False)
     base = told["base"]
-    ratio = {"edp": (1, 1), "ed2p": (1, 2), "energy": (1, 0), "latency": (0, 1)}[told["objective"]]
-    gain = 1.0
-    for key, power in zip(("energy_uj", "latency_ms"), ratio, strict=True):
+    gain, (*powers, _) = 1.0, OBJECTIVES[told["objective"]]
+    for key, power in zip(("energy_uj", "latency_ms"), powers, strict=True):
         gain *= (base[key] / told["best"][key]) ** power
     for name, text in {
         f"{told['objective']} of the base chip over the best": f"{gain:.3g}",

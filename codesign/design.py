@@ -83,6 +83,10 @@ class DesignSpace:
     base: Chip
     variables: MappingABC[str, Variable]
 
+    def column(self, name: str) -> np.ndarray:
+        """One attribute of every free quantity, such as "low", "high" or "grain", in their order, (k,)."""
+        return np.array([getattr(variable, name) for variable in self.variables.values()])
+
     def initial(self) -> Design:
         """The unconstrained design of the base chip itself."""
         values = physical_values(self.base)

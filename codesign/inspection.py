@@ -13,7 +13,7 @@ from codesign.config import ChipConfig
 from codesign.cost_report import compile_costs, describe_cost, describe_operations, inference_cost, training_cost
 from codesign.evaluation import Evaluated, evaluate_chip
 from codesign.onnx_reader import OnnxFunction, read_onnx
-from codesign.problem import load_chip, load_model, load_published, trace_network
+from codesign.problem import CHIP_NUMBERS, load_chip, load_model, load_published, trace_network
 from codesign.tracing import Workload, trace
 from codesign.zigzag_accelerators import Accelerator, read_zigzag_accelerator
 from codesign.zigzag_workloads import ZigzagFunction, read_zigzag_workload
@@ -31,8 +31,6 @@ _READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {
     ".yaml": read_zigzag_workload,
     ".yml": read_zigzag_workload,
 }
-
-_OWN_NUMBERS = ("rows", "columns", "local_kib", "shared_kib", "vdd")
 
 
 def trace_model(model: str, data: str, batch_size: int) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def cost_model(
     accelerator, key = _accelerator(chip, mode), jax.random.key(0)
     built = accelerator.chip if accelerator else _build(chip, bits, mode, skips=skip_after_epochs > 0)
     training = model_workload(model, data, batch_size)
-    uniform: Any = np.full((1 + int(np.max(training.product)), 4), float(bits), np.float32)
+    uniform: Any = np.full((training.num_products, 4), float(bits), np.float32)
 
     work = _left_work(model, data, batch_size, bits, skip_after_epochs, built) if skip_after_epochs else None
 
@@ -116,7 +114,7 @@ def _accelerator(chip: ChipConfig, mode: str | None) -> Accelerator | None:
     """The accelerator of a file, if that is what the chip is."""
     if Path(chip.preset).suffix not in (".yaml", ".yml"):
         return None
-    given = [name for name in _OWN_NUMBERS if getattr(chip, name) is not None] + ["mode"] * (mode is not None)
+    given = [name for name in CHIP_NUMBERS if getattr(chip, name) is not None] + ["mode"] * (mode is not None)
     if given:
         raise ValueError(f"expected the chip as its file {chip.preset} says, got {given[0]} beside it; change the file")
     return read_zigzag_accelerator(Path(chip.preset), chip.node_nm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingABC
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -101,10 +102,11 @@ def _rank(costs: Cost, prices: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scores, jnp.argmin(jnp.where(violation > 0, scores + _ILLEGAL, scores), axis=-1)
 
 
-def next_prices(cost: StepCost) -> jax.Array:
-    """Prices (2,) of a joule and a second for log EDP: 1/E, and 1/T plus the leakage that a second costs."""
+def next_prices(cost: StepCost, powers: Sequence[float] | jax.Array = (1.0, 1.0)) -> jax.Array:
+    """Prices (2,) of a joule and a second for log E^p T^q, by default log EDP: p/E, and q/T plus the leakage in a second."""
     leakage_power = cost.leakage_energy / cost.latency
-    return jax.lax.stop_gradient(jnp.stack([1.0 / cost.energy, 1.0 / cost.latency + leakage_power / cost.energy]))
+    per_joule, per_second = powers[0] / cost.energy, powers[1] / cost.latency
+    return jax.lax.stop_gradient(jnp.stack([per_joule, per_second + powers[0] * leakage_power / cost.energy]))
 
 
 def excesses(cost: StepCost, budgets: MappingABC[str, float]) -> dict[str, jax.Array]:

@@ -45,7 +45,7 @@ _FREE_VARIABLES = {
     "shared_kib": ("shared_kib", "resident_fraction"),
     "banks": ("local_banks", "shared_banks"),
 }
-_CHIP_SETTINGS = ("rows", "columns", "local_kib", "shared_kib", "vdd", "node_nm")
+CHIP_NUMBERS = ("rows", "columns", "local_kib", "shared_kib", "vdd")
 _CALIBRATION_SAMPLES = 256
 # Of the shared SRAM, for tensors that stay between operations: the default of make_chip, which published chips do not tell.
 RESIDENT = 0.5
@@ -161,7 +161,7 @@ def load_chip(config: ChipConfig) -> Chip:
         technology = make_technology(int(config.node_nm))
         vdd = jnp.asarray(technology["supply.vdd"], chip.vdd.dtype)
         chip = dataclasses.replace(chip, technology=technology, vdd=vdd)
-    given = {name: getattr(config, name) for name in _CHIP_SETTINGS if name != "node_nm"}
+    given = {name: getattr(config, name) for name in CHIP_NUMBERS}
     return with_values(chip, {name: jnp.asarray(float(value)) for name, value in given.items() if value is not None})
 
 
@@ -179,7 +179,7 @@ def load_published(config: ChipConfig, bits: float, mode: str | None = None, mec
     """
     preset = PRESETS[config.preset]
     preset.require_one(*mechanisms)
-    if own := [name for name in _CHIP_SETTINGS if name != "vdd" and getattr(config, name) is not None]:
+    if own := [name for name in (*CHIP_NUMBERS, "node_nm") if name != "vdd" and getattr(config, name) is not None]:
         raise ValueError(
             f"expected {preset.title} as it was published, got {', '.join(own)} for it; of it only vdd is free"
         )

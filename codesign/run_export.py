@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from codesign import rundir
 from codesign.config import Config, load_config
@@ -72,7 +71,7 @@ def _write_csv(directory: Path, out: Path | None, samples: int) -> list[Path]:
     with _blaming(directory / rundir.DESIGN) as source:
         bits = read_bits(rundir.read_design(source).get("bits", {}))
         workload = _workload(directory)
-        if (num := 1 + int(np.max(workload.product))) != len(bits):
+        if (num := workload.num_products) != len(bits):
             raise ValueError(f"expected the bits of {num} layers, got those of {len(bits)}; is it that of this model?")
     write_layers(workload, path, bits)
     return [path]

@@ -83,6 +83,11 @@ class Workload:
         """
         return _tensor_bits(self.takes, self.fixed_bits, bits)
 
+    @property
+    def num_products(self) -> int:
+        """P, the rows of a table of bits."""
+        return 1 + int(np.max(self.product))
+
     def operation_bits(self, bits: jax.Array) -> jax.Array:
         """Widths (n, 3) of each operation's operands: those read at their product's bits, the result as it is stored.
 

@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import differential_evolution
 
-from codesign.anytime import Effort
 from codesign.chip_boxes import Work
 from codesign.chip_population import on_grains
 from codesign.chip_report import make_space, make_work
@@ -60,7 +59,7 @@ class Row:
 
 def rounds(search: ChipSearch, num: int) -> ChipsFound:
     """The search as it is."""
-    return search.search(Effort(num * search.plan.searched * search.plan.evaluations))
+    return search.search(search.plan.effort(num))
 
 
 def evolve(search: ChipSearch, num: int, seed: int) -> ChipsFound:
@@ -137,7 +136,7 @@ def main(
         raise ValueError(f"expected a chip among {', '.join(CHIPS)}, got {chip!r}")
     num_rounds, seeds = (2, 1) if quick else (num_rounds, seeds)
     workload = model_workload(model, data, batch_size)
-    work = make_work(workload, "training_step", jnp.full((1 + int(np.max(workload.product)), 4), bits))
+    work = make_work(workload, "training_step", jnp.full((workload.num_products, 4), bits))
     console = Console(stderr=True, width=130)
     rows = run(make_space(CHIPS[chip](), None), work, num_rounds, seeds, console.print)
     show(rows, Console(stderr=as_json, width=130))

@@ -87,7 +87,7 @@ def map_step(
     start: Candidates | None = None,
 ) -> Evaluated:  # fmt: skip
     """The step with its mappings searched under a dataflow, all operands of one width, from a `start` on."""
-    widths = jnp.full((int(jnp.max(workload.product)) + 1, 4), bits)
+    widths = jnp.full((workload.num_products, 4), bits)
     return evaluate_chip(
         chip, workload.step, workload.operation_bits(widths), workload.tensor_bits(widths), jax.random.key(seed),
         workload.labels, evaluations=evaluations, rounds=rounds, freedom=freedom_of(chip, dataflow), start=start,

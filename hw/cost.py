@@ -1,6 +1,7 @@
 """Price of one operation under one mapping on one chip: counts become joules, seconds and misfits."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -104,14 +105,17 @@ def check_concrete(*, bits: jax.Array, **shares: jax.Array | None) -> None:
     Raises:
       ValueError: one does not.
     """
-    for name, values in ({"bits": bits} | shares).items():
-        if values is None or isinstance(values, jax.core.Tracer):
-            continue
-        numbers, rule = np.asarray(values, float), "positive and finite" if name == "bits" else "in [0, 1]"
-        if not np.all(
-            (numbers > 0.0) & np.isfinite(numbers) if name == "bits" else (numbers >= 0.0) & (numbers <= 1.0)
-        ):
-            raise ValueError(f"expected {name} {rule}, got {numbers.tolist()}")
+    _check_all("bits", bits, "positive and finite", lambda x: (x > 0.0) & np.isfinite(x))
+    for name, values in shares.items():
+        _check_all(name, values, "in [0, 1]", lambda x: (x >= 0.0) & (x <= 1.0))
+
+
+def _check_all(name: str, values: jax.Array | None, rule: str, holds: Callable[[np.ndarray], np.ndarray]) -> None:
+    if values is None or isinstance(values, jax.core.Tracer):
+        return
+    numbers = np.asarray(values, float)
+    if not np.all(holds(numbers)):
+        raise ValueError(f"expected {name} {rule}, got {numbers.tolist()}")
 
 
 def with_defaults(

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from codesign import cli, rundir
-from codesign.anytime import Effort
 from codesign.branching import OpenBoxes
 from codesign.chip_boxes import Box, bound_boxes, halves, whole_space
 from codesign.chip_population import METRICS, Goal, changed, follow_slopes, inside, on_grains, price_population
@@ -68,7 +67,7 @@ def area(space):
 def searched(space, work, area):
     """A search of a few rounds, and what it found."""
     search = ChipSearch(space, work, {"area": area}, plan=PLAN)
-    return search, search.search(Effort(6 * PLAN.searched * PLAN.evaluations))
+    return search, search.search(PLAN.effort(6))
 
 
 @jax.jit
@@ -79,7 +78,7 @@ def counted_cost(chip, step, mapping, operation_bits, tensor_bits):
 
 
 def effort(rounds):
-    return Effort(rounds * PLAN.searched * PLAN.evaluations)
+    return PLAN.effort(rounds)
 
 
 def test_open_boxes_come_least_bound_first_and_closed_ones_are_not_forgotten():
@@ -202,7 +201,7 @@ def test_slopes_lead_where_the_goal_lies(searched, space, work):
     """Least energy at a low supply, least latency at a high one, and not beyond a limit."""
     search, found = searched
     values = np.tile(found.base.values, (PLAN.population - 2 * (PLAN.population // 3), 1))
-    limits = tuple(jnp.asarray(end, jnp.float32) for end in search._ends())
+    limits = tuple(jnp.asarray(end, jnp.float32) for end in (space.column("low"), space.column("high")))
     accesses, vdd = search._pool.accesses, search.names.index("vdd")
 
     def moved(powers, budgets=None):
