@@ -17,17 +17,23 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nets.bitslice import FLOAT32_LIMIT
-
 FP16_MAX = 65504.0
 CONVERSIONS = ("float32", "prescale")
 
 
 @dataclass(frozen=True)
 class Decomposed:
-    """A multiplier of integers with an FP16 dequantiser, in rules: how sums enter FP16, "float32" or "prescale"."""
+    """A multiplier of integers with an FP16 dequantiser, in rules.
+
+    Attributes:
+      conversion: how sums enter FP16, "float32" or "prescale".
+      merge: whether the dequantiser also does what follows the product channel by channel: a bias, a batch
+        normalisation with frozen statistics (`nets.merging`). With statistics of the batch nothing is merged: the
+        backward pass needs the two batch means of the error and of its product with the normalised input.
+    """
 
     conversion: str = "float32"
+    merge: bool = False
 
 
 def integer_part(
@@ -55,26 +61,17 @@ def integer_part(
     return multiply(inputs, weights) - jnp.asarray(zero_point, inputs.dtype) * sum_of_weights
 
 
-def dequantise_fp16(
-    sums: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array | None = None,
-    conversion: str = "float32",
-    largest_sum: float = float(FLOAT32_LIMIT),
-) -> jax.Array:
-    """The FP16 dequantiser: scale * sum + bias, one multiplication and one addition per output, each rounded to FP16.
+def enter_fp16(sums: jax.Array, conversion: str, largest_sum: float) -> jax.Array:
+    """Sums as an FP16 dequantiser reads them.
 
     Args:
       sums: integers of `integer_part`, of any shape.
-      scale: s_x s_w, times a of a merged batch normalisation; rounded to FP16 with a power of two taken out, which
-        costs no precision however small it is.
-      bias: c, likewise in FP16, or None.
-      conversion: "float32" multiplies the sum itself, in float32, and rounds the product; "prescale" first rounds
-        `sum * 2**-p` to FP16, with the least p for which `largest_sum` fits.
+      conversion: "float32" takes the sum itself; "prescale" rounds `sum * 2**-p` to FP16, with the least p for which
+        `largest_sum` fits.
       largest_sum: largest magnitude of a sum.
 
     Returns:
-      float16, shape of `sums`.
+      float32, shape of `sums`, in their scale.
 
     Raises:
       ValueError: for another conversion.
@@ -83,11 +80,27 @@ def dequantise_fp16(
         raise ValueError(
             f"expected a conversion among {', '.join(CONVERSIONS)}, got {conversion!r}; choose one of them"
         )
+    x = sums.astype(jnp.float32)
+    if conversion == "float32":
+        return x
+    shift = prescale_bits(largest_sum)
+    return jnp.ldexp(jnp.ldexp(x, -shift).astype(jnp.float16).astype(jnp.float32), shift)
+
+
+def dequantise_fp16(x: jax.Array, scale: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """The FP16 dequantiser: scale * x + bias, one multiplication and one addition per output, each rounded to FP16.
+
+    Args:
+      x: sums of `enter_fp16`, possibly times a power of two, of any shape.
+      scale: s_x s_w, times a of a merged batch normalisation; rounded to FP16 with a power of two taken out, which
+        costs no precision however small it is.
+      bias: c, likewise in FP16, or None.
+
+    Returns:
+      float16, shape of `x`.
+    """
     mantissa, exponent = jnp.frexp(scale.astype(jnp.float32))
-    factor, x = mantissa.astype(jnp.float16).astype(jnp.float32), sums.astype(jnp.float32)
-    if conversion == "prescale":
-        shift = prescale_bits(largest_sum)
-        x = jnp.ldexp(jnp.ldexp(x, -shift).astype(jnp.float16).astype(jnp.float32), shift)
+    factor = mantissa.astype(jnp.float16).astype(jnp.float32)
     product = jnp.ldexp(x * factor, exponent).astype(jnp.float16)
     return product if bias is None else product + bias.astype(jnp.float16)
 
@@ -105,22 +118,3 @@ def prescale_bits(largest_sum: float) -> int:
     while largest_sum * 2.0**-shift > FP16_MAX:
         shift += 1
     return shift
-
-
-def merged_batch_norm(
-    scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array, eps: float = 1e-5
-) -> tuple[jax.Array, jax.Array]:
-    """A frozen batch normalisation as y = a x + c.
-
-    Its statistics are constants here. Where they are taken from the batch, the backward pass needs the two batch means
-    of the error and of its product with the normalised input, and this form does not hold.
-
-    Args:
-      scale, bias, mean, variance: of the normalisation, shape (channels,).
-      eps: added to the variance.
-
-    Returns:
-      (a, c), shape (channels,): a multiplies the dequantiser's scale, c is its bias.
-    """
-    a = scale / jnp.sqrt(variance + eps)
-    return a, bias - a * mean

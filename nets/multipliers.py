@@ -19,7 +19,7 @@ from nets.bitslice import (
     sliced_conv_general_dilated,
     sliced_dot_general,
 )
-from nets.decomposed import Decomposed, dequantise_fp16, integer_part
+from nets.decomposed import Decomposed, dequantise_fp16, enter_fp16, integer_part
 from nets.jaxpr import Product
 from nets.lookup import LookUp, binary_lookup_dot, lookup_dot
 
@@ -68,7 +68,7 @@ def multiply_levels(
 
     Returns:
       The product in the operands' dtype: exact for slices and look-up, as long as that dtype holds the integers;
-      rounded to FP16 by a dequantiser.
+      rounded to FP16 by a dequantiser, or left to the one that `nets.merging` puts behind it.
 
     Raises:
       ValueError: if the operands do not fit the multiplier, or integers may overflow.
@@ -183,7 +183,9 @@ def _multiply_decomposed(
             f"expected integer sums below 2**24 for a decomposed product, got a possible magnitude of {largest:.0f} "
             f"for {num_terms} terms of {bits[0]} x {bits[1]} bits; use narrower operands"
         )
-    return dequantise_fp16(sums, scale, conversion=multiplier.conversion, largest_sum=largest).astype(weights.dtype)
+    entered = enter_fp16(sums, multiplier.conversion, largest)
+    # Exact where merged: the scale is a power of two.
+    return scale * entered if multiplier.merge else dequantise_fp16(entered, scale).astype(weights.dtype)
 
 
 def _free_weight_axes(product: Product) -> list[int]:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from nets import ops
+from nets.decomposed import Decomposed
 from nets.feedback import ErrorBus
 from nets.jaxpr import Product, Program, interpret, parameter_paths
+from nets.merging import merge_dequantisers
 from nets.precision import Precision, QuantState
 from nets.rewriting import keep_less
 from nets.rounding import GENERATORS
@@ -74,11 +76,6 @@ def quantize(fn: Callable, *, stochastic: bool = True, generator: str = "hash") 
         )
 
         def on_product(_: int, product: Product, lhs: jax.Array, rhs: jax.Array, __: Callable) -> jax.Array:
-            if product.name not in rows:
-                raise ValueError(
-                    f"expected a function whose products are {', '.join(precision.names)}, got one with a product "
-                    f"{product.name!r}; call init_precision with this function"
-                )
             row = rows[product.name]
             frozen = product.param_path in precision.frozen_params
             spec = ops.Spec(
@@ -103,9 +100,18 @@ def quantize(fn: Callable, *, stochastic: bool = True, generator: str = "hash") 
 
         def rewrite(program: Program) -> Program:
             names = [product.name for product in program.products]
-            rules = [precision.rule(rows[name]) for name in names if name in rows]
+            for name in names:
+                if name not in rows:
+                    raise ValueError(
+                        f"expected a function whose products are {', '.join(precision.names)}, got one with a product "
+                        f"{name!r}; call init_precision with this function"
+                    )
+            rules = [precision.rule(rows[name]) for name in names]
             if any(rule.direct_feedback for rule in rules):
                 errors.connect(program)
+            merged = [isinstance(rule.multiplier, Decomposed) and rule.multiplier.merge for rule in rules]
+            if any(merged):
+                program = merge_dequantisers(program, merged)
             if not any(rule.masks or rule.saved for rule in rules):
                 return program
             return keep_less(program, [rule.masks for rule in rules], [rule.saved for rule in rules], names)

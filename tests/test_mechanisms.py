@@ -15,7 +15,7 @@ KEY = jax.random.key(0)
 MECHANISMS = {
     "slices": LayerRule(learn=False, multiplier=BitSlices(4, "signed")),
     "look-up": LayerRule(learn=False, multiplier=LookUp()),
-    "decomposed": LayerRule(4, 4, 8, 8, learn=False, multiplier=Decomposed("prescale")),
+    "decomposed": LayerRule(4, 4, 8, 8, learn=False, multiplier=Decomposed("prescale", merge=True)),
     "masks": LayerRule(masks=True),
     "low-bit saved": LayerRule(saved=make_local_format(4, 8)),
     "linear scales": LayerRule(saved=make_local_format(3, (-1, 1), "linear")),
