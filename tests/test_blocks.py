@@ -90,7 +90,7 @@ from nets.training import cross_entropy, split_model
 from nets.weight_update import low_bit_update, scale_by_optc
 
 assert jax.device_count() == 2
-forward, params, rest = split_model(make_model("lenet", (8, 8, 1), 10))
+forward, params, rest = split_model(make_model("mlp", (8, 8, 1), 10))
 images, labels = jax.random.normal(jax.random.key(1), (32, 8, 8, 1)), jnp.arange(32) % 10
 fn = lambda params, images: forward(params, rest, images, None, True)[0]
 rule = LayerRule(8, 8, 8, 8, learn=False, saved=make_local_format(4, 16))

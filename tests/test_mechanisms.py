@@ -36,7 +36,7 @@ def fn(params, x):
     return jax.nn.relu(h) @ params["out"]["kernel"]
 
 
-FAST = ("slices", "masks", "controller", "block8")
+FAST = ("slices", "controller")
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MECHANISMS])

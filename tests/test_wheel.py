@@ -18,7 +18,7 @@ model: {name: mlp}
 train: {pretrain_epochs: 1, epochs: 1, finetune_epochs: 1}
 search: {candidates: 2, evaluations: 32, refresh_every: 6}
 objective: {cost_weights: [0.1]}
-baselines: {include: []}
+baselines: {include: [float32]}
 """
 
 pytestmark = pytest.mark.slow
