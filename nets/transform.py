@@ -1,6 +1,7 @@
 """`quantize`: any JAX function to its quantised twin."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,27 +99,30 @@ def quantize(fn: Callable, *, stochastic: bool = True, generator: str = "hash") 
                 traced[place] = errors.receive(product, traced[place])
             return errors.send(product, ops.quantised_product(spec, *traced[:3], seeds[row], traced[3]))
 
-        def rewrite(program: Program) -> Program:
-            names = [product.name for product in program.products]
-            for name in names:
-                if name not in rows:
-                    raise ValueError(
-                        f"expected a function whose products are {', '.join(precision.names)}, got one with a product "
-                        f"{name!r}; call init_precision with this function"
-                    )
-            rules = [precision.rule(rows[name]) for name in names]
-            if any(rule.direct_feedback for rule in rules):
-                errors.connect(program)
-            merged = [isinstance(rule.multiplier, Decomposed) and rule.multiplier.merge for rule in rules]
-            if any(merged):
-                program = merge_dequantisers(program, merged)
-            if not any(rule.masks or rule.saved for rule in rules):
-                return program
-            return keep_less(program, [rule.masks for rule in rules], [rule.saved for rule in rules], names)
-
+        rewrite = partial(_as_ruled, precision=precision, errors=errors)
         return interpret(fn, on_product, rewrite=rewrite, frozen=precision.frozen_params)(params, *args)
 
     return quantized
+
+
+def _as_ruled(program: Program, precision: Precision, errors: ErrorBus) -> Program:
+    """A program in which what surrounds the products is as their rules have it: dequantisers, masks, what is saved."""
+    names = [product.name for product in program.products]
+    for name in names:
+        if name not in precision.names:
+            raise ValueError(
+                f"expected a function whose products are {', '.join(precision.names)}, got one with a product {name!r}; "
+                f"call init_precision with this function"
+            )
+    rules = [precision.rule(precision.names.index(name)) for name in names]
+    if any(rule.direct_feedback for rule in rules):
+        errors.connect(program)
+    merged = [isinstance(rule.multiplier, Decomposed) and rule.multiplier.merge for rule in rules]
+    if any(merged):
+        program = merge_dequantisers(program, merged)
+    if any(rule.masks or rule.saved for rule in rules):
+        program = keep_less(program, [rule.masks for rule in rules], [rule.saved for rule in rules], names)
+    return program
 
 
 def _without_gradient(params: Any, paths: tuple[str, ...]) -> Any:
