@@ -134,13 +134,17 @@ class PrecisionRules:
           ValueError: if a rule has an impossible width or an unknown format, or applies to no layer.
         """
         for pattern, rule in self.rules.items():
-            fixed = [bits for bits, named in zip(rule.bits, rule.formats, strict=True) if named is None]
-            if any(not (2 <= bits <= SIGNIFICAND_BITS or bits == FLOAT_BITS) for bits in fixed):
+            try:
+                formats = rule.formats
+            except ValueError as error:
+                raise ValueError(f"{error} (rule {pattern!r})") from error
+            fixed = [bits for bits, named in zip(rule.bits, formats, strict=True) if named is None]
+            if any(not (bits in range(2, SIGNIFICAND_BITS + 1) or bits == FLOAT_BITS) for bits in fixed):
                 raise ValueError(
-                    f"expected 2 to {SIGNIFICAND_BITS} bits, or {FLOAT_BITS} for float32, got {rule.bits} in the rule "
+                    f"expected whole widths of 2 to {SIGNIFICAND_BITS} bits, or {FLOAT_BITS} for float32, got {rule.bits} in the rule "
                     f"{pattern!r}; change that rule"
                 )
-            if any(isinstance(named, BinaryFormat) for named in rule.formats[1:]):
+            if any(isinstance(named, BinaryFormat) for named in formats[1:]):
                 raise ValueError(
                     f"expected binary weights at most, got binary inputs or errors in the rule {pattern!r}; give them a "
                     f"width or another format"

@@ -135,7 +135,9 @@ def test_a_rule_names_the_format_of_each_operand_and_error(name):
 
 
 def test_unknown_names_and_impossible_combinations_are_errors():
-    with pytest.raises(ValueError, match=r"expected a format among fp16, bf16, .*, got 'fp4'; or give a width in bits"):
+    with pytest.raises(
+        ValueError, match=r"expected a format among fp16, bf16, .*, got 'fp4'; or give a width in bits .rule"
+    ):
         setup(LayerRule("fp4"))
     for name in ("fp16", "binary"):
         with pytest.raises(ValueError, match=r"expected operands in bits for a multiplier of integers.*layer 'first'"):

@@ -47,9 +47,11 @@ def test_a_rule_without_a_layer_is_an_error():
         PrecisionRules({"*": LayerRule(), "conv1": LayerRule()}).assign(NAMES)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 25, 31, 33])
+@pytest.mark.parametrize("bits", [0, 1, 4.5, 25, 31, 33])
 def test_impossible_widths_are_an_error(bits):
-    with pytest.raises(ValueError, match=r"expected 2 to 24 bits, or 32 for float32, got .* in the rule '\*'"):
+    with pytest.raises(
+        ValueError, match=r"expected whole widths of 2 to 24 bits, or 32 for float32, got .* in the rule '\*'"
+    ):
         PrecisionRules({"*": LayerRule(inputs=bits)}).assign(NAMES)
 
 
