@@ -179,6 +179,7 @@ def measure(dataset: Dataset, names: Sequence[str], seeds: int, epochs: int, ada
             rows[name]["mean_bits"].append(float(history[-1].mean()))
             if seed == 0:
                 states[name] = state
+                rows[name]["layers"] = state.precision.names
                 rows[name]["bits_over_time"] = history.tolist() if SCHEMES[name].rule.laps else None
     batch = data[0][0]
     ratios = compare_steps(trainers, states, batch, rounds=10)
@@ -244,17 +245,20 @@ def show(table: dict[str, Any]) -> None:
     Console(width=140).print(rich)
 
 
-def plot_bits(history: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Widths over time of every layer, one line each, forward and input_grad side by side."""
+def plot_bits(history: np.ndarray, layers: Sequence[str], path: Path) -> None:
+    """Widths over time of every layer, a row each, forward and input_grad side by side."""
     import matplotlib.pyplot as plt  # half a second to import: only who plots pays for it
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.4), sharey=True, layout="constrained")
+    widths = np.arange(2, 18, 2)
+    colours = plt.get_cmap("viridis", len(widths))
     for axis, column, title in zip(axes, (1, 2), ("forward", "input_grad"), strict=True):
-        for row, name in enumerate(names):
-            axis.step(np.arange(1, len(history) + 1), history[:, row, column], where="post", label=name)
-        axis.set(title=title, xlabel="epoch", ylabel="bits")
-    axes[1].legend()
-    figure.tight_layout()
+        image = axis.imshow(
+            history[:, :, column].T, cmap=colours, vmin=1, vmax=17, aspect="auto", interpolation="nearest",
+            extent=(0.5, len(history) + 0.5, len(layers) - 0.5, -0.5),
+        )  # fmt: skip
+        axis.set(title=title, xlabel="epoch", yticks=range(len(layers)), yticklabels=layers)
+    figure.colorbar(image, ax=axes, ticks=widths, label="bits")
     figure.savefig(path)
 
 
@@ -286,7 +290,7 @@ def main(
     table = tabulate(measure(load_dataset(data), names, seeds, epochs, adapt_epochs))
     if plot is not None and "sdfxp_laps" in table:
         history = np.array(table["sdfxp_laps"]["bits_over_time"])
-        plot_bits(history, [f"layer {row + 1}" for row in range(history.shape[1])], plot)
+        plot_bits(history, table["sdfxp_laps"]["layers"], plot)
     if as_json:
         print(json.dumps(table))
     else:
