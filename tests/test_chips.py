@@ -51,7 +51,7 @@ def test_headlines_are_complete(name):
         assert set(row) - OPTIONAL == FIELDS, row
         assert row["mode"] in PRESETS[name].modes and row["published"] > 0 and row["confidence"] in ("high", "medium")
         assert ("base_mode" in row) == ("base_vdd" in row) == (row["kind"] in ("ratio", "speedup"))
-        assert ("network" in row) == (row["kind"] == "dram")
+        assert "network" in row or row["kind"] not in ("dram", "frames")
         if row["vdd"] is None:
             assert "vdd" in PRESETS[name].assumptions, "an untold supply is an assumption"
 
@@ -135,7 +135,7 @@ def test_data_scale_what_switches_and_nothing_else():
 
 
 def test_only_what_a_chip_leaves_open_is_assumed():
-    assert set(PRESETS["eyeriss"].assumed()) == {"local_share", "port_bits", "tree", "activity"}
+    assert set(PRESETS["eyeriss"].assumed()) == {"local_share", "port_bits", "tree", "activity", "density"}
     assert set(PRESETS["pnpu"].assumed()) == set(COMMON) - {"tree", "table_sharing"} | {"num_macs"}
     assert math.isclose(float(PRESETS["pnpu"].make("fp8", values={"num_macs": 512.0}).num_macs()), 512, rel_tol=1e-6)
 

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from codesign import Workload
+from experiments.silicon.peak import Peak, measure_preset
 from experiments.systems.networks import alexnet
 from experiments.systems.record import Figure, System, between, exactly
 from experiments.systems.steps import digits_step, trace_shapes
 from experiments.table_arithmetic import SCHEMES, Trainer, halves
-from experiments.table_silicon import Peak, measure_preset
 from hw.chips import PRESETS
 from hw.chips.preset import Mode
 from nets.dataset_files import load_dataset

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from codesign import Workload
+from experiments.silicon.peak import measure_preset
 from experiments.systems.record import Figure, Samples, System, Values, between, exactly, sweep, widened
 from experiments.systems.s5_hnpu import train
 from experiments.systems.steps import Variant, bits_without_masks, cost_cores, cost_variant, digits_step, uniform
-from experiments.table_silicon import measure_preset
 from hw.chips import PRESETS
 from hw.chips.preset import Assumption
 from hw.overlap import assign_passes

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.silicon.peak import PARTS_OF_ENERGY, evaluate_peak, measure
 from experiments.systems.record import Figure, System, between, exactly
-from experiments.table_silicon import PARTS_OF_ENERGY, evaluate_peak, measure
 from hw.chip import Chip
 from hw.chips import PRESETS
 from hw.chips.preset import Mode

@@ -94,6 +94,7 @@ class Preset:
       sram_kib: SRAM on the chip, None where it is not public.
       register_bits: registers beside each MAC, None where it is not public.
       memory_vdd: supply of the SRAM in volts where it is not that of the array.
+      dram: kind of its external memory, None where it is not public.
       mechanisms: what the chip does beyond its MACs, by the names of `hw.chips.mechanisms`, and where that stands.
       assumptions: what this chip does not tell and others do, by name.
     """
@@ -105,6 +106,7 @@ class Preset:
     sram_kib: Fact | None = None
     register_bits: Fact | None = None
     memory_vdd: Fact | None = None
+    dram: Fact | None = None
     mechanisms: Mapping[str, str] = field(default_factory=dict)
     assumptions: Mapping[str, Assumption] = field(default_factory=dict)
 
@@ -138,7 +140,8 @@ class Preset:
 
     def technology(self) -> Technology:
         """Constants of the chip's process."""
-        return make_technology(self.node_nm.value, process=PROCESSES[self.node_nm.value])
+        dram = {"dram": self.dram.value} if self.dram else {}
+        return make_technology(self.node_nm.value, process=PROCESSES[self.node_nm.value], **dram)
 
     def bits(self, mode: str, values: Mapping[str, float] | None = None) -> tuple[float, float]:
         """Widths of weights and inputs in a mode; `values` as for `make`."""
