@@ -1,13 +1,14 @@
 """Published chips: what the cost model says, with nothing fitted, beside what the chips report.
 
-    python -m experiments.table_silicon                    # all chips; takes a minute or two
+    python -m experiments.table_silicon                    # all chips; takes five minutes
     python -m experiments.table_silicon --only unpu rapid
     python -m experiments.table_silicon --page docs/systems.md --plot docs/images/silicon.svg
 
 Ours is core power (no DRAM) at full use of the array: a 3 x 3 convolution over 32 x 32 outputs, its channels four times
-the side of the square array, under the cheapest of the mappings of `make_tilings` that fits. Intervals are the central
+the side of the square array, under the cheapest of the mappings of `make_tilings` that fit. Intervals are the central
 90 % over samples of all constants and of all assumptions together. Ratios inside a chip come first: they need the least
-of what is not public. Calibrated is the same with one factor per node, fitted on the *other* chips of that node.
+of what is not public. Calibrated is the same with one factor per node and kind of arithmetic, fitted on the *other* chips
+of that family. A figure told of a network is compared with ours on that network.
 
 Aim: median error of efficiency within 35 %, every chip within 2.5x, 80 % inside intervals no wider than 4x; ratios
 within 15 % median; calibrated within 20 %.
@@ -32,6 +33,7 @@ from experiments import command_line
 from experiments.silicon.page import STATISTICS, markdown, plot_efficiency, replace_between, show
 from experiments.silicon.peak import PARTS_OF_ENERGY, Peak, measure, sample_chip
 from experiments.silicon.whole_networks import NetworkRun, run_network
+from hw.arithmetic import FLOAT_STYLES
 from hw.chips import PRESETS
 from hw.technology import clock_frequency, unknown
 
@@ -51,7 +53,8 @@ ROUNDING = 5e-3
 class Row:
     """One published figure beside ours, in `unit`; `compared` where it enters the statistics of its kind.
 
-    `energy_pj` is what one product costs us in that mode at that supply, by `PARTS_OF_ENERGY`.
+    `energy_pj` is what one product costs us in that mode at that supply, by `PARTS_OF_ENERGY`. `family` is what it is
+    calibrated in.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Row:
     confidence: str
     source: str
     energy_pj: dict[str, float]
+    family: str
 
     @property
     def ratio(self) -> float:
@@ -104,7 +108,14 @@ def make_row(name: str, headline: Map[str, Any], samples: int) -> Row:
         compared=not headline.get("derived", False) and not headline.get("sparsity", 0.0),
         confidence=headline["confidence"], source=headline["source"],
         energy_pj=dict(zip(PARTS_OF_ENERGY, (1e12 * found.energy).tolist(), strict=True)),
+        family=family(name, mode),
     )  # fmt: skip
+
+
+def family(name: str, mode: str) -> str:
+    """The node and the kind of arithmetic of a mode of a preset: what shares the sources of its constants."""
+    preset = PRESETS[name]
+    return f"{preset.node_nm.value} nm, {'floating point' if preset.modes[mode].style in FLOAT_STYLES else 'integer'}"
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
@@ -123,19 +134,25 @@ def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
 
 
 def calibrate(rows: Map[str, Sequence[Row]]) -> dict[str, list[Row]]:
-    """Efficiencies times the factor that the other chips of the node ask for; none where there is no other chip.
+    """Efficiencies times the factor that the other chips of the family ask for; none where there is no other chip.
 
     The factor is the geometric mean over chips of published over ours, each chip being the mean of its own figures.
     """
-    used = {name: [row for row in chip if row.kind == "efficiency" and row.compared] for name, chip in rows.items()}
-    logs = {name: float(np.mean([-np.log(row.ratio) for row in chip])) for name, chip in used.items() if chip}
-    calibrated = {}
-    for name in logs:
-        node = PRESETS[name].node_nm.value
-        others = [log for other, log in logs.items() if other != name and PRESETS[other].node_nm.value == node]
-        if others:
-            calibrated[name] = [_scaled(row, float(np.exp(np.mean(others)))) for row in used[name]]
+    logs: dict[str, dict[str, list[float]]] = {}
+    for name, chip in rows.items():
+        for row in filter(_is_efficiency, chip):
+            logs.setdefault(row.family, {}).setdefault(name, []).append(-float(np.log(row.ratio)))
+    calibrated: dict[str, list[Row]] = {}
+    for name, chip in rows.items():
+        for row in filter(_is_efficiency, chip):
+            others = [np.mean(its) for other, its in logs[row.family].items() if other != name]
+            if others:
+                calibrated.setdefault(name, []).append(_scaled(row, float(np.exp(np.mean(others)))))
     return calibrated
+
+
+def _is_efficiency(row: Row) -> bool:
+    return row.kind == "efficiency" and row.compared
 
 
 def _scaled(row: Row, factor: float) -> Row:

@@ -13,11 +13,11 @@ from experiments import table_silicon
 from experiments.silicon.page import replace_between
 from experiments.silicon.peak import PARTS_OF_ENERGY, evaluate_peak, make_tilings, measure, supplies
 from experiments.silicon.whole_networks import convolutions, dram_words, run_network
-from experiments.table_silicon import MARKS, Row, calibrate, main, make_row, read_headlines, summarise
+from experiments.table_silicon import MARKS, Row, calibrate, family, main, make_row, read_headlines, summarise
 from hw.accesses import no_accesses
 from hw.arithmetic import product_energy
 from hw.chips import PRESETS
-from hw.chips.preset import Fact
+from hw.chips.preset import Assumption, Fact
 from hw.mapping import make_mapping
 from hw.operation import make_operation
 
@@ -28,6 +28,7 @@ def efficiency(published, ours, low=0.0, high=0.0, **changes):
     fields = {
         "kind": "efficiency", "name": "", "published": published, "ours": ours, "low": low, "high": high, "unit": "TOPS/W",
         "inside": low <= published <= high, "compared": True, "confidence": "high", "source": "", "energy_pj": {},
+        "family": "65 nm, integer",
     }  # fmt: skip
     return Row(**fields | changes)
 
@@ -144,18 +145,23 @@ def test_statistics_by_hand():
     assert summarise([])["n"] == 0 and summarise([])["median_error"] is None
 
 
-def test_a_chip_is_calibrated_on_the_others_of_its_node_alone():
+def test_a_chip_is_calibrated_on_the_others_of_its_family_alone():
     rows = {
-        "pnpu": [efficiency(3.0, 1.0)],
-        "lnpu": [efficiency(2.0, 1.0), efficiency(8.0, 1.0)],
-        "unpu": [efficiency(1.0, 1.0), efficiency(100.0, 1.0, compared=False)],
-        "rapid": [efficiency(50.0, 1.0)],
+        "one": [efficiency(3.0, 1.0)],
+        "two": [efficiency(2.0, 1.0), efficiency(8.0, 1.0), efficiency(50.0, 1.0, family="7 nm, integer")],
+        "three": [efficiency(1.0, 1.0), efficiency(100.0, 1.0, compared=False)],
+        "other": [efficiency(50.0, 1.0, family="65 nm, floating point")],
     }
     found = calibrate(rows)
-    assert set(found) == {"pnpu", "lnpu", "unpu"}, "RaPiD is alone at 7 nm"
-    assert [row.ours for row in found["pnpu"]] == pytest.approx([2.0])  # of LNPU's 4 and UNPU's 1
-    assert [row.ours for row in found["lnpu"]] == pytest.approx([3.0**0.5] * 2)
-    assert [row.ours for row in found["unpu"]] == pytest.approx([12.0**0.5])
+    assert set(found) == {"one", "two", "three"}, "one chip alone has nothing to be fitted on"
+    assert [row.ours for row in found["one"]] == pytest.approx([2.0])  # of the second's 4 and the third's 1
+    assert [row.ours for row in found["two"]] == pytest.approx([3.0**0.5] * 2)
+    assert [row.ours for row in found["three"]] == pytest.approx([12.0**0.5])
+
+
+def test_families_tell_kinds_of_arithmetic_apart():
+    assert [family("rapid", mode) for mode in ("fp8", "int4")] == ["7 nm, floating point", "7 nm, integer"]
+    assert family("unpu", "1 bit") == family("eyeriss", "16 bit") == "65 nm, integer"
 
 
 def test_program(capsys, tmp_path):
@@ -179,7 +185,9 @@ def test_program(capsys, tmp_path):
 
 def test_a_chip_that_no_mapping_fits_is_named(monkeypatch):
     """Of 8 KiB, 2 KiB are local: a row of 32 outputs of 32 channels and 16 bits alone takes them."""
+    ports = {"port_bits": Assumption(128, 127, 129, "by hand"), "local_share": Assumption(0.25, 0.24, 0.26, "by hand")}
     tiny = dataclasses.replace(PRESETS["pnpu"], title="Tiny", sram_kib=Fact(8.0, "by hand"))
+    tiny = dataclasses.replace(tiny, assumptions={**tiny.assumptions, **ports})
     monkeypatch.setitem(PRESETS, "tiny", tiny)
     with pytest.raises(ValueError, match="Tiny, fp8: no mapping of the workload fits"):
         measure("tiny", "fp8", 0.78, SAMPLES)

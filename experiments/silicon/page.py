@@ -17,7 +17,7 @@ PARTS = {
     "speedups": "throughput over that of wider operands",
     "look_up_tables": "energy of look-up MACs over plain ones",
     "uncalibrated": "efficiency, uncalibrated",
-    "calibrated": "efficiency, one factor per node fitted on other chips",
+    "calibrated": "efficiency, one factor per node and kind of arithmetic, fitted on other chips",
     "power": "power",
     "frames": "frames per second",
     "area": "area",
