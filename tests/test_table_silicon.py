@@ -17,7 +17,7 @@ from experiments.table_silicon import MARKS, Row, calibrate, family, main, make_
 from hw.accesses import no_accesses
 from hw.arithmetic import product_energy
 from hw.chips import PRESETS
-from hw.chips.preset import Assumption, Fact
+from hw.chips.preset import Assumption
 from hw.mapping import make_mapping
 from hw.operation import make_operation
 
@@ -61,8 +61,9 @@ def test_supply_acts_as_its_square_where_nothing_leaks():
 
 
 def test_a_supply_is_known_to_its_last_digit():
-    told, other = supplies(0.77, 20), supplies(0.78, 20)
-    assert told[0] == 0.77 and np.all(np.abs(told - 0.77) <= 0.005) and len(np.unique(told)) == 21
+    told, other = supplies(0.77, 20, 2), supplies(0.78, 20, 2)
+    assert told[0] == 0.77 and told[-2:].tolist() == [0.77] * 2
+    assert np.all(np.abs(told - 0.77) <= 0.005) and len(np.unique(told)) == 21
     assert not np.allclose(told - 0.77, other - 0.78), "two operating points are measured apart"
 
 
@@ -84,8 +85,8 @@ def test_parts_of_the_energy():
 def test_the_number_of_macs_that_two_chips_do_not_tell_hardly_matters():
     """A quarter as many or four times as many, memories in proportion, moves the efficiency by less than 20 %."""
     few, many = (PRESETS["pnpu"].make("fp8", 0.78, {"num_macs": number}) for number in (512.0, 2048.0))
-    chips = jax.tree.map(lambda *leaves: jnp.stack([jnp.float32(leaf) for leaf in leaves]), few, many, few, many)
-    joules = np.asarray(evaluate_peak(chips, jnp.full((4, 3), 8.0))).sum(axis=1)
+    chips = jax.tree.map(lambda *leaves: jnp.stack([jnp.float32(leaf) for leaf in leaves]), *[few, many] * 8)
+    joules = np.asarray(evaluate_peak(chips, jnp.full((16, 3), 8.0, jnp.float32))).sum(axis=1)
     assert abs(joules[1] / joules[0] - 1) < 0.2
 
 
@@ -185,9 +186,9 @@ def test_program(capsys, tmp_path):
 
 def test_a_chip_that_no_mapping_fits_is_named(monkeypatch):
     """Of 8 KiB, 2 KiB are local: a row of 32 outputs of 32 channels and 16 bits alone takes them."""
-    ports = {"port_bits": Assumption(128, 127, 129, "by hand"), "local_share": Assumption(0.25, 0.24, 0.26, "by hand")}
-    tiny = dataclasses.replace(PRESETS["pnpu"], title="Tiny", sram_kib=Fact(8.0, "by hand"))
-    tiny = dataclasses.replace(tiny, assumptions={**tiny.assumptions, **ports})
+    sizes = {"port_bits": 128.0, "local_share": 0.25, "kib_per_mac": 8.0 / 1024.0}
+    own = {name: Assumption(it, it * 0.99, it * 1.01, "by hand") for name, it in sizes.items()}
+    tiny = dataclasses.replace(PRESETS["pnpu"], title="Tiny", assumptions={**PRESETS["pnpu"].assumptions, **own})
     monkeypatch.setitem(PRESETS, "tiny", tiny)
     with pytest.raises(ValueError, match="Tiny, fp8: no mapping of the workload fits"):
         measure("tiny", "fp8", 0.78, SAMPLES)

@@ -26,7 +26,7 @@ SUPPLY_DIGIT = 5e-3
 
 
 class Peak(NamedTuple):
-    """What a chip does at full use of its array; each of shape (n,), the first entry without doubt, then the samples.
+    """What a chip does at full use of its array; each of shape (n,), in the order of `sample_chip`.
 
     Efficiency in TOPS/W, throughput in GOPS, area in mm2; `table` is the energy of a look-up MAC over a plain one. `energy`
     is the first entry's alone: joules per product by `PARTS_OF_ENERGY`, shape (6,).
@@ -113,20 +113,25 @@ def evaluate_peak(chips: Chip, bits: jax.Array) -> jax.Array:
 
 
 def sample_chip(preset: Preset, samples: int) -> tuple[list[dict[str, float]], list[Any]]:
-    """Assumed numbers and technologies of a preset: the chosen ones, then `samples` draws of both."""
-    assumed, rng = preset.assumed(), np.random.default_rng(0)
-    draws = [{key: it.value for key, it in assumed.items()}]
-    for _ in range(samples):
-        bounds = {key: np.log([it.low, it.value, it.high]) for key, it in assumed.items()}
-        draws.append({key: float(np.exp(rng.triangular(*three))) for key, three in bounds.items()})
-    drawn = sample_technologies(jax.random.key(0), samples, preset.technology())
-    return draws, [preset.technology(), *(jax.tree.map(lambda x: x[i], drawn) for i in range(samples))]  # noqa: B023
+    """Assumed numbers and technologies of a preset: as chosen, `samples` other technologies, each assumption at either end.
+
+    Both of length 1 + samples + 2 per assumption: what `experiments.systems.record.swept` makes a figure of.
+    """
+    assumed, own = preset.assumed(), preset.technology()
+    chosen = {key: it.value for key, it in assumed.items()}
+    ends = [chosen | {key: end} for key, it in assumed.items() for end in (it.low, it.high)]
+    drawn = sample_technologies(jax.random.key(0), samples, own)
+    technologies = [own, *(jax.tree.map(lambda x: x[i], drawn) for i in range(samples))]  # noqa: B023
+    return [chosen] * (1 + samples) + ends, technologies + [own] * len(ends)
 
 
-def supplies(vdd: float, samples: int) -> np.ndarray:
-    """A supply as it is told, then `samples` that would be told alike, independent for each told supply, shape (1 + n,)."""
-    untold = np.random.default_rng(round(1000 * vdd)).uniform(-SUPPLY_DIGIT, SUPPLY_DIGIT, 1 + samples)
-    return vdd + np.where(np.arange(1 + samples) == 0, 0.0, untold)
+def supplies(vdd: float, samples: int, ends: int) -> np.ndarray:
+    """A supply as it is told, `samples` that would be told alike, independent for each told supply, and as told again.
+
+    Shape (1 + samples + ends,).
+    """
+    untold = np.random.default_rng(round(1000 * vdd)).uniform(-SUPPLY_DIGIT, SUPPLY_DIGIT, samples)
+    return vdd + np.concatenate([[0.0], untold, np.zeros(ends)])
 
 
 @functools.cache
@@ -142,7 +147,7 @@ def measure_preset(preset: Preset, mode: str, vdd: float | None, samples: int) -
       ValueError: no mapping fits the chip as it is assumed to be.
     """
     draws, technologies = sample_chip(preset, samples)
-    volts = [None] * (1 + samples) if vdd is None else supplies(vdd, samples).tolist()
+    volts = [None] * len(draws) if vdd is None else supplies(vdd, samples, len(draws) - 1 - samples).tolist()
     chips = [preset.make(mode, *args) for args in zip(volts, draws, technologies, strict=True)]
     widths = [(*preset.bits(mode, values), preset.bits(mode, values)[1]) for values in draws]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *chips)

@@ -16,7 +16,7 @@ from codesign.evaluation import evaluate_chip
 from experiments.silicon.peak import sample_chip, supplies
 from hw.accesses import Accesses
 from hw.chip import Chip
-from hw.chips import PRESETS, Preset
+from hw.chips import PRESETS
 from hw.cost import price
 from hw.operation import OPERANDS, Operation
 from hw.sparse import stored_share
@@ -41,7 +41,7 @@ SIZES = ("local_share", "register_bits", "kib_per_mac")
 
 
 class NetworkRun(NamedTuple):
-    """A chip on a network; each of shape (n,), the first entry without doubt, then the samples.
+    """A chip on a network; each of shape (n,), in the order of `sample_chip`.
 
     Efficiency in TOPS/W, throughput in GOPS, frames per second, power in mW, DRAM accesses in words per MAC. `energy` is the
     first entry's alone: joules per product by `PARTS_OF_ENERGY`, shape (6,).
@@ -78,20 +78,23 @@ def convolutions(name: str) -> Workload:
 
 @functools.cache
 def run_network(name: str, mode: str, vdd: float, network: str, samples: int) -> NetworkRun:
-    """A published chip in one mode at one supply on a network.
+    """A published chip in one mode at one supply on a network; mappings are searched anew where a size of memory moves.
 
-    Mappings are searched for each assumed size of memory at either end of its range; samples take turns with them.
+    MACs stand alone: what an adder tree shares never leaves the chip, and it only narrows the search.
     """
     preset, workload = PRESETS[name], convolutions(network)
-    cases = _map_by_size(preset, mode, vdd, workload)
     draws, technologies = sample_chip(preset, samples)
-    numbers = [draw | cases[i % len(cases)][0] for i, draw in enumerate(draws)]
-    volts = supplies(vdd, samples)
+    numbers = [draw | ({"tree": 1.0} if "tree" in draw else {}) for draw in draws]
+    sizes = [tuple(draw[size] for size in SIZES if size in draw) for draw in numbers]
+    first = {size: sizes.index(size) for size in sizes}
+    mapped = {
+        size: _map_layers(preset.make(mode, vdd, numbers[i]), preset.bits(mode)[0], workload)
+        for size, i in first.items()
+    }
+    volts = supplies(vdd, samples, len(draws) - 1 - samples)
     made = [preset.make(mode, *args) for args in zip(volts.tolist(), numbers, technologies, strict=True)]
     chips = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *made)
-    accesses = jax.tree.map(
-        lambda *leaves: jnp.stack([leaves[i % len(cases)] for i in range(1 + samples)]), *(case[1] for case in cases)
-    )
+    accesses = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(mapped[size] for size in sizes))
     width = jnp.float32(preset.bits(mode)[0])
     energy, cycles, macs = (
         np.asarray(it, float) for it in _core(chips, workload.inference.operations, accesses, width)
@@ -126,24 +129,12 @@ def dram_words(accesses: Accesses, share: jax.Array | None) -> jax.Array:
     return (moved * accesses.instances[:, :, -1]).sum(axis=1)
 
 
-def _map_by_size(preset: Preset, mode: str, vdd: float, workload: Workload) -> list[tuple[dict[str, float], Accesses]]:
-    """Assumed sizes and the counts of the mappings found for them: as assumed, then one after the other at either end.
-
-    MACs stand alone: what an adder tree shares never leaves the chip, and it only narrows the search.
-    """
-    assumed, step = preset.assumed(), workload.inference
-    alone = {"tree": 1.0} if "tree" in assumed else {}
-    sizes = {name: assumed[name].value for name in SIZES if name in assumed}
-    ends = [{name: end} for name in sizes for end in (assumed[name].low, assumed[name].high)]
-    bits = jnp.full((1 + int(workload.product.max()), 4), preset.bits(mode)[0], jnp.float32)
+def _map_layers(chip: Chip, width: float, workload: Workload) -> Accesses:
+    """Counts of the mappings found for each layer, of least energy times delay."""
+    bits, step, key = jnp.full((1 + int(workload.product.max()), 4), width), workload.inference, jax.random.key(0)
     widths = workload.operation_bits(bits)[: len(step.operation_slot)], workload.tensor_bits(bits)
-
-    def of(values: dict[str, float]) -> tuple[dict[str, float], Accesses]:
-        chip, key = preset.make(mode, vdd, values), jax.random.key(0)
-        found = evaluate_chip(chip, step, *widths, key, workload.labels, evaluations=EVALUATIONS, rounds=ROUNDS)
-        return values, jax.tree.map(lambda x: jnp.asarray(x[:, 0]), found.candidates.accesses)
-
-    return [of(alone | sizes | end) for end in ({}, *ends)]
+    found = evaluate_chip(chip, step, *widths, key, workload.labels, evaluations=EVALUATIONS, rounds=ROUNDS)
+    return jax.tree.map(lambda x: jnp.asarray(x[:, 0]), found.candidates.accesses)
 
 
 @jax.jit
