@@ -119,11 +119,13 @@ def plot_efficiency(table: Map[str, Any], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 5))
     for chip in table["chips"].values():
         rows = [row for row in chip["rows"] if row["kind"] == "efficiency" and row["compared"]]
+        if not rows:
+            continue
         published, ours = ([row[key] for row in rows] for key in ("published", "ours"))
         for row in rows:
             axis.plot([row["published"]] * 2, [row["low"], row["high"]], color="0.7", zorder=1)
         axis.scatter(published, ours, label=chip["title"], zorder=2)
-    ends = np.array([0.1, 100.0])
+    ends = np.array([0.1, 200.0])
     axis.plot(ends, ends, color="black", linewidth=1)
     axis.fill_between(ends, ends / 2.5, ends * 2.5, color="0.93", zorder=0)
     axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="published TOPS/W", ylabel="ours, TOPS/W")
