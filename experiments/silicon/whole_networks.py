@@ -131,7 +131,8 @@ def dram_words(accesses: Accesses, share: jax.Array | None) -> jax.Array:
 
 def _map_layers(chip: Chip, width: float, workload: Workload) -> Accesses:
     """Counts of the mappings found for each layer, of least energy times delay."""
-    bits, step, key = jnp.full((1 + int(workload.product.max()), 4), width), workload.inference, jax.random.key(0)
+    bits = jnp.full((1 + int(workload.product.max()), 4), width, jnp.float32)
+    step, key = workload.inference, jax.random.key(0)
     widths = workload.operation_bits(bits)[: len(step.operation_slot)], workload.tensor_bits(bits)
     found = evaluate_chip(chip, step, *widths, key, workload.labels, evaluations=EVALUATIONS, rounds=ROUNDS)
     return jax.tree.map(lambda x: jnp.asarray(x[:, 0]), found.candidates.accesses)
