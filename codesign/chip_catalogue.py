@@ -89,7 +89,7 @@ def describe(chip: Chip) -> dict[str, float | str]:
 def _facts(preset: Preset) -> list[Mapping[str, Any]]:
     facts = [
         ("node_nm", preset.node_nm), ("clock (V, Hz)", preset.clock), ("sram_kib", preset.sram_kib),
-        ("register_bits", preset.register_bits), ("memory_vdd", preset.memory_vdd),
+        ("register_bits", preset.register_bits), ("memory_vdd", preset.memory_vdd), ("dram", preset.dram),
     ]  # fmt: skip
     return [{"name": name, "value": it.value, "source": it.source} for name, it in facts if it is not None]
 

@@ -53,16 +53,17 @@ def sample_step(
 
 def own_and_drawn(technology: Technology, num: int) -> Technology:
     """A technology, then `num` drawn around it, along a leading axis of 1 + num; the same draws for every chip of a process."""
-    drawn = _draws(technology.node_nm, technology.process, technology.device, technology.dram, num)
-    values: dict[str, Any] = {name: np.insert(drawn[name], 0, value) for name, value in technology.values.items()}
+    factors = _factors(technology.node_nm, technology.process, technology.device, technology.dram, num)
+    values: dict[str, Any] = {name: value * factors[name] for name, value in technology.values.items()}
     return dataclasses.replace(technology, values=values)
 
 
 @functools.cache
-def _draws(node_nm: float, process: str, device: str, dram: str, num: int) -> dict[str, np.ndarray]:
-    """Constant -> its samples, (num,)."""
+def _factors(node_nm: float, process: str, device: str, dram: str, num: int) -> dict[str, np.ndarray]:
+    """Constant -> 1, then its samples over its value, (1 + num,)."""
     technology = make_technology(node_nm, process=process, device=device, dram=dram)
-    return jax.device_get(sample_technologies(jax.random.key(_SEED), num, technology).values)
+    drawn = jax.device_get(sample_technologies(jax.random.key(_SEED), num, technology).values)
+    return {name: np.insert(samples / technology[name], 0, 1.0) for name, samples in drawn.items()}
 
 
 @functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)

@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import command_line
+from experiments.silicon.page import replace_between
 from experiments.systems.pictures import plot_ablations, plot_headlines, plot_ladder
 from experiments.systems.record import Figure, System
-from experiments.table_silicon import ROUNDING, replace_between
+from experiments.table_silicon import ROUNDING
 from hw.technology import unknown
 
 MODULES = {

@@ -100,6 +100,8 @@ def make_technology(
 def sample_technologies(key: jax.Array, num: int, technology: Technology | None = None) -> Technology:
     """Draws `num` technologies: every constant log-triangular in [low, high] with its mode at the value.
 
+    A constant that was given another value than its process has takes its bounds with it.
+
     Constants are drawn once per technology, so whatever shares a constant moves together. Costs of the samples:
     `jax.vmap(lambda t: evaluate(replace(chip, technology=t), ...))(samples)`.
 
@@ -116,7 +118,8 @@ def sample_technologies(key: jax.Array, num: int, technology: Technology | None 
     names = sorted(constants)
     low, mode, high = np.array([(constants[n].low, constants[n].value, constants[n].high) for n in names]).T[..., None]
     uniform = np.asarray(jax.random.uniform(key, (len(names), num)))
-    drawn = mode * _triangular_factor(uniform, np.log(low / mode), np.log(high / mode))
+    own = np.array([technology[name] for name in names], float)[:, None]
+    drawn = own * _triangular_factor(uniform, np.log(low / mode), np.log(high / mode))
     return dataclasses.replace(technology, values={n: jnp.asarray(row) for n, row in zip(names, drawn, strict=True)})
 
 

@@ -11,7 +11,7 @@ from experiments import table_systems
 from experiments.systems import s1_low_bit, s2_in_situ, s3_row_pipeline, s4_ladder, s6_cnnp
 from experiments.systems.networks import stereo_pair
 from experiments.systems.pictures import PARTS
-from experiments.systems.record import Figure, System, between, exactly, sweep, widened
+from experiments.systems.record import Figure, System, between, exactly, sweep, swept, widened
 from experiments.systems.steps import bits_without_masks, digits_step, trace_shapes, uniform
 from experiments.table_systems import is_inside, join, main, read_systems
 from hw.accesses import count
@@ -142,6 +142,13 @@ def test_decomposed_and_simulated_products_train_alike(monkeypatch):
         "nets.multipliers.dequantise_fp16", lambda sums, scale, *rest, **kw: exact(sums, scale * 1.003, *rest, **kw)
     )
     assert s3_row_pipeline.compare_forms(2)[0] > 1
+
+
+def test_what_moves_one_at_a_time_widens_the_interval_of_the_samples():
+    """Samples 8 to 12 around 10; one assumption takes it to 5 or 20, another cannot be met at one end."""
+    values = np.array([10.0, *np.linspace(8.0, 12.0, 101), 5.0, 20.0, np.nan, 11.0])
+    assert swept(values, 101) == pytest.approx(Figure(10.0, 8.2 * 0.5, 11.8 * 2.0))
+    assert swept(values[:102], 101) == pytest.approx(between(values[:102]))
 
 
 def test_figures_and_sweeps():

@@ -1,10 +1,12 @@
 """Constants with sources, and how they scale with node and supply."""
 
+import dataclasses
 import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 
@@ -84,6 +86,27 @@ def test_node_energy_is_the_published_polynomial_at_nominal_voltage():
     share = math.log(32 / 28) / math.log(32 / 20)
     between = (e32 / e45) ** (1 - share) * (e20 / e45) ** share
     assert make_technology(28)["node.energy"] == pytest.approx(between, rel=2e-3)
+
+
+def test_energy_at_7_nm_is_the_mean_of_two_sources_and_its_bounds_hold_both():
+    """The polynomial as above, and the operators of Jouppi et al., ISCA 2021, over those of Horowitz, ISSCC 2014."""
+    at_45 = np.array([0.03, 0.1, 0.4, 0.9, 0.2, 3.1, 1.1, 3.7])  # int8, int32, fp16 and fp32 additions, then products
+    at_7 = np.array([0.007, 0.03, 0.16, 0.38, 0.07, 1.48, 0.34, 1.31])
+    operators = float(np.exp(np.mean(np.log(at_7 / at_45))))
+    gates = (0.1776 * 0.7**2 - 0.09097 * 0.7 + 0.02447) / (1.018 * 0.9**2 - 0.3107 * 0.9 + 0.1539)
+    energy = make_technology(7).constant("node.energy")
+    assert energy.value == pytest.approx(math.sqrt(operators * gates), rel=2e-3)
+    assert energy.low < gates and operators < energy.high
+    nodes = [float(make_technology(node)["node.energy"]) for node in (20, 16, 14, 10, 7)]
+    assert nodes == sorted(nodes, reverse=True)
+
+
+def test_a_constant_that_was_changed_takes_its_bounds_with_it():
+    technology = make_technology(28)
+    halved = dataclasses.replace(technology, values=technology.values | {"gate.energy": technology["gate.energy"] / 2})
+    drawn, of_halved = (sample_technologies(jax.random.key(0), 5, its) for its in (technology, halved))
+    np.testing.assert_allclose(of_halved["gate.energy"], drawn["gate.energy"] / 2, rtol=1e-6)
+    np.testing.assert_array_equal(of_halved["wire.energy"], drawn["wire.energy"])
 
 
 def test_dynamic_energy_goes_with_voltage_squared():

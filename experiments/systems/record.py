@@ -53,6 +53,16 @@ def between(values: np.ndarray) -> Figure:
     return Figure(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
+def swept(values: np.ndarray, samples: int) -> Figure:
+    """The first entry; the interval of the `samples` after it times the range of the rest, assumptions moved one at a time.
+
+    An end of an assumption at which the chip cannot run the workload (NaN) says nothing about the chip.
+    """
+    ours, low, high = between(values[: 1 + samples])
+    ends = np.append(values[1 + samples :], ours)
+    return Figure(ours, low * float(np.nanmin(ends)) / ours, high * float(np.nanmax(ends)) / ours)
+
+
 def widened(figure: Figure, *others: Figure) -> Figure:
     """A figure whose interval holds those of others."""
     lows, highs = zip(*((it.low, it.high) for it in (figure, *others)), strict=True)
@@ -68,9 +78,5 @@ def sweep(measure: Callable[[Values], Samples], assumptions: Mapping[str, Assump
     """
     nominal = measure({})
     moved = [measure({name: end}) for name, it in assumptions.items() for end in (it.low, it.high)]
-    figures = {}
-    for name, samples in nominal.items():
-        ours, low, high = between(samples)
-        values = [ours, *(float(other[name][0]) for other in moved)]
-        figures[name] = Figure(ours, min(values) * low / ours, max(values) * high / ours)
-    return figures
+    ends = {name: [float(other[name][0]) for other in moved] for name in nominal}
+    return {name: swept(np.append(values, ends[name]), len(values) - 1) for name, values in nominal.items()}

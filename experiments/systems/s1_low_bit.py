@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from codesign import Workload
+from experiments.silicon.peak import Peak, measure_preset
 from experiments.systems.networks import alexnet
-from experiments.systems.record import Figure, System, between, exactly
+from experiments.systems.record import Figure, System, exactly, swept
 from experiments.systems.steps import digits_step, trace_shapes
 from experiments.table_arithmetic import SCHEMES, Trainer, halves
-from experiments.table_silicon import Peak, measure_preset
 from hw.chips import PRESETS
 from hw.chips.preset import Mode
 from nets.dataset_files import load_dataset
@@ -67,7 +67,7 @@ def measure_system(quick: bool) -> System:
     figures["buffer saved (digits personalisation)"] = Figure(digits[0], min(digits), max(digits))
     peaks = {name: _baseline(style, width, samples).efficiency for name, (style, width) in BASELINES.items()}
     for name, peak in peaks.items():
-        figures[f"peak efficiency over {name}"] = between(low_bit / peak)
+        figures[f"peak efficiency over {name}"] = swept(low_bit / peak, samples)
     accuracy = personalise(1 if quick else 3, 4 if quick else 30)
     figures["accuracy to float32 (digits personalisation)"] = exactly(accuracy[SCHEME] - accuracy["float32"])
     eight = measure_preset(CHIP, "8 bit", None, samples).efficiency
@@ -91,7 +91,7 @@ def measure_system(quick: bool) -> System:
 
 def _baseline(style: str, width: int, samples: int) -> Peak:
     mode = Mode(style, None, (width, width), "the same array with plain MACs")
-    return measure_preset(dataclasses.replace(CHIP, modes={"plain": mode}), "plain", None, samples)
+    return measure_preset(dataclasses.replace(CHIP, modes={**CHIP.modes, "plain": mode}), "plain", None, samples)
 
 
 def personalise(seeds: int, epochs: int) -> dict[str, float]:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from codesign import Workload
-from experiments.systems.record import Figure, Samples, System, Values, between, exactly, sweep, widened
+from experiments.silicon.peak import measure_preset
+from experiments.systems.record import Figure, Samples, System, Values, between, exactly, sweep, swept, widened
 from experiments.systems.s5_hnpu import train
 from experiments.systems.steps import Variant, bits_without_masks, cost_cores, cost_variant, digits_step, uniform
-from experiments.table_silicon import measure_preset
 from hw.chips import PRESETS
 from hw.chips.preset import Assumption
 from hw.overlap import assign_passes
@@ -85,12 +85,13 @@ def measure_system(quick: bool) -> System:
         power = np.asarray(found.energy - found.dram_energy, float) / np.asarray(found.latency, float)
         return {"power": 1e3 * power, "energy of an epoch": 1e6 * power * CYCLES / 50e6}
 
-    moved = {} if quick else {name: it for name, it in TRAINER.assumed().items() if name in ("num_macs",)}
-    figures = sweep(measure, moved)
+    figures = sweep(measure, {} if quick else TRAINER.assumed())
     peak = measure_preset(TRAINER, "8 bit", None, samples)
     busiest = peak.throughput / peak.efficiency  # mW
-    figures["power"] = widened(figures["power"], between(busiest))
-    figures["energy of an epoch"] = widened(figures["energy of an epoch"], between(1e3 * busiest * CYCLES / 50e6))
+    figures["power"] = widened(figures["power"], swept(busiest, samples))
+    figures["energy of an epoch"] = widened(
+        figures["energy of an epoch"], swept(1e3 * busiest * CYCLES / 50e6, samples)
+    )
     cost = partial(cost_variant, evaluations=evaluations, samples=samples)
     figures |= {
         f"energy saved by the update unit ({name})": saved_by_update_unit(cost, batch)

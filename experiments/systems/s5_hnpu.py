@@ -119,7 +119,6 @@ def measure_system(quick: bool) -> System:
         names = ("energy", "area")
         return {f"{n} efficiency over a fixed-point trainer": v for n, v in zip(names, (energy, area), strict=True)}
 
-    moved = {} if quick else {name: it for name, it in HNPU.assumed().items() if name in ("num_macs", "lanes")}
     built, lanes = chips({}), int(HNPU.assumptions["lanes"].value)
     variants: dict[str, dict[str, Any]] = {
         "all": {"chip": built["full"], "lanes": lanes},
@@ -134,7 +133,7 @@ def measure_system(quick: bool) -> System:
     widths, left = (np.mean([m.bits for m in moments]), np.nanmean([m.slices[lanes] for m in moments]))
     return System(
         workload=f"one step of LeNet on digits, batch {BATCH}, Adam, core energy; {epochs} epochs of SDFXP + LAPS",
-        figures=sweep(measure, moved),
+        figures=sweep(measure, {} if quick else HNPU.assumed()),
         ablation={
             name: {"energy x": float(each[0] / totals["all"][0]), "latency x area x": float(each[1] / totals["all"][1])}
             for name, each in totals.items()

@@ -1,6 +1,6 @@
 """Eyeriss: 16-bit inference, row-stationary (Chen et al., ISSCC 2016; JSSC 52(1) 2017)."""
 
-from hw.chips.preset import Fact, Mode, Preset
+from hw.chips.preset import Assumption, Fact, Mode, Preset
 
 EYERISS = Preset(
     title="Eyeriss (ISSCC 2016)",
@@ -10,5 +10,8 @@ EYERISS = Preset(
     ),
     sram_kib=Fact(108, "global buffer; recalled, high confidence"),
     register_bits=Fact(3584, "derived: (181.5 KiB in all - 108 KiB global buffer) / 168"),
+    dram=Fact("DDR3", "the board of its demonstration; recalled, medium confidence"),
     modes={"16 bit": Mode("fixed", 168, (16, 16), "JSSC abstract")},
+    mechanisms={"compressed maps": "JSSC abstract: compression; run lengths of zeros"},
+    assumptions={"density": Assumption(0.5, 0.3, 0.8, "share of a map's values that is not zero; not public at hand")},
 )

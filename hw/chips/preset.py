@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hw.arithmetic import INTEGER_STYLES, make_mac
+from hw.arithmetic import FLOAT_STYLES, INTEGER_STYLES, make_mac
 from hw.chip import Chip, make_chip
 from hw.chips.mechanisms import MECHANISMS
 from hw.technology import Technology, make_technology, unknown
@@ -57,8 +57,10 @@ class Mode:
     slice_bits: float = 4.0
 
 
-# What no chip here tells. One value and one range for all chips, chosen before any chip was compared: those of
-# `make_chip` where it has one.
+# Constants that are told for uniform random data, and what data a chip was measured with scales.
+SWITCHING = ("gate.energy", "wire.energy", *(f"mac.{style}.energy" for style in FLOAT_STYLES))
+# What no chip here tells. One value and one range for all chips: those of `make_chip` where it has one, each chosen
+# before its effect on any chip was seen.
 COMMON = {
     "register_bits": Assumption(256, 64, 1024, "registers beside each MAC; the default of make_chip"),
     "local_share": Assumption(0.25, 0.1, 0.5, "share of the SRAM in the buffers that feed the array"),
@@ -67,6 +69,13 @@ COMMON = {
     "table_sharing": Assumption(16, 4, 64, "look-up units that read one table; the default of make_mac"),
     "kib_per_mac": Assumption(
         0.25, 0.06, 0.5, "SRAM where its size is not public; UNPU, LNPU and DNPU have 0.06 to 0.38"
+    ),
+    "activity": Assumption(
+        0.68,
+        0.48,
+        1.0,
+        "switching of a network's data over that of uniform data, not public: normal operands 0.87, rectified ones 0.53"
+        " (mac.activity), their geometric mean; high is uniform data",
     ),
 }
 # Supplies of 1.1 V and above at 65 nm are those of a low-power process, whose nominal supply is 1.2 V.
@@ -85,6 +94,7 @@ class Preset:
       sram_kib: SRAM on the chip, None where it is not public.
       register_bits: registers beside each MAC, None where it is not public.
       memory_vdd: supply of the SRAM in volts where it is not that of the array.
+      dram: kind of its external memory, None where it is not public.
       mechanisms: what the chip does beyond its MACs, by the names of `hw.chips.mechanisms`, and where that stands.
       assumptions: what this chip does not tell and others do, by name.
     """
@@ -96,6 +106,7 @@ class Preset:
     sram_kib: Fact | None = None
     register_bits: Fact | None = None
     memory_vdd: Fact | None = None
+    dram: Fact | None = None
     mechanisms: Mapping[str, str] = field(default_factory=dict)
     assumptions: Mapping[str, Assumption] = field(default_factory=dict)
 
@@ -129,7 +140,8 @@ class Preset:
 
     def technology(self) -> Technology:
         """Constants of the chip's process."""
-        return make_technology(self.node_nm.value, process=PROCESSES[self.node_nm.value])
+        dram = {"dram": self.dram.value} if self.dram else {}
+        return make_technology(self.node_nm.value, process=PROCESSES[self.node_nm.value], **dram)
 
     def bits(self, mode: str, values: Mapping[str, float] | None = None) -> tuple[float, float]:
         """Widths of weights and inputs in a mode; `values` as for `make`."""
@@ -174,7 +186,7 @@ class Preset:
             local_kib=local_kib, local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
             shared_kib=sram_kib - local_kib, shared_bandwidth_bits=16 * side,
             shared_banks=16 * side / numbers["port_bits"],
-            technology=technology or self.technology(),
+            technology=_with_activity(technology or self.technology(), numbers["activity"]),
             local_vdd=memory_vdd, shared_vdd=memory_vdd,
             vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value, resident_fraction=0.0,
         )  # fmt: skip
@@ -191,6 +203,11 @@ class Preset:
             if name not in numbers:
                 raise ValueError(unknown(f"assumption of {self.title}", name, numbers))
         return numbers | dict(values or {})
+
+
+def _with_activity(technology: Technology, activity: float) -> Technology:
+    switching = {name: technology[name] * activity for name in SWITCHING}
+    return dataclasses.replace(technology, values=technology.values | switching)
 
 
 def _share_registers(chip: Chip, tree: float) -> Chip:

@@ -1,0 +1,1 @@
+"""The table of published chips: a full array, whole networks, and how both are told."""
