@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from hw.memory import MemoryLevel
 from hw.schedule import Step
 
 Array = NDArray[np.float64]
+_OF_MEMORY = {"local_bandwidth_bits": "local_kib", "local_banks": "local_kib"}
 _SUPPLIES = 8  # parts of a box's range of supplies that are bounded apart: least energy and least latency are far apart
 
 
@@ -54,18 +56,40 @@ class BoxBounds(NamedTuple):
 
 
 def whole_space(space: DesignSpace) -> list[Box]:
-    """Boxes that hold all chips of a space together: one for each width of a slice, which a bound needs to know."""
-    names = list(space.variables)
-    low, high = space.column("low"), space.column("high")
-    if "slice_bits" not in names:
-        return [Box(low, high)]
-    column, boxes = names.index("slice_bits"), []
-    for width in range(int(low[column]), int(high[column]) + 1):
-        ends = low.copy(), high.copy()
-        for end in ends:
-            end[column] = width
-        boxes.append(Box(*ends))
-    return boxes
+    """Boxes that hold all chips of a space together: one for each hierarchy and width of a slice, which a bound needs to know."""
+    intervals = [
+        [(width, width) for width in range(int(v.low), int(v.high) + 1)]
+        if name == "slice_bits"
+        else [(v.low, v.high)] + [(0.0, 0.0)] * v.optional
+        for name, v in space.variables.items()
+    ]
+    chosen = (zip(*box, strict=True) for box in itertools.product(*intervals))
+    return [Box(*(settled(space, np.array(end, float)) for end in ends)) for ends in chosen]
+
+
+def settled(space: DesignSpace, values: Array) -> Array:
+    """Values (..., k) in which what belongs to a memory that is left out has its least value: one row for each chip."""
+    names, rows = list(space.variables), values.copy()
+    for name, size in _OF_MEMORY.items():
+        if name in names and size in names:
+            is_absent = values[..., names.index(size)] == 0
+            rows[..., names.index(name)][is_absent] = space.variables[name].low
+    return rows
+
+
+def hierarchy(space: DesignSpace, values: Array) -> NDArray[np.int32]:
+    """Which memories chips (..., k) lack, as a number in binary, a digit for each that may be left out, (...)."""
+    is_absent = values[..., space.column("optional")] == 0
+    return (is_absent @ (2 ** np.arange(is_absent.shape[-1]))).astype(np.int32)
+
+
+def every_hierarchy(space: DesignSpace, values: Array) -> Array:
+    """A chip (k,) without each set of the memories that may be left out, (hierarchies, k), in the order of `hierarchy`."""
+    columns = np.flatnonzero(space.column("optional"))
+    chips = np.tile(np.where(values > 0, values, space.column("low")), (2 ** len(columns), 1))
+    for digit, column in enumerate(columns):
+        chips[(np.arange(len(chips)) >> digit) % 2 == 1, column] = 0.0
+    return settled(space, chips)
 
 
 def halves(space: DesignSpace, box: Box) -> Iterator[tuple[Box, Box]]:

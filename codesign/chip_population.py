@@ -16,7 +16,7 @@ import optax
 from numpy.typing import NDArray
 
 from codesign.annealing import ILLEGAL
-from codesign.chip_boxes import Box, Work, sram_bits
+from codesign.chip_boxes import Box, Work, settled, sram_bits
 from codesign.design import DesignSpace, with_values
 from codesign.evaluation import initial_prices
 from codesign.objective import best_candidate, next_prices, price_candidates, step_cost
@@ -78,21 +78,28 @@ class Priced(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="names", compiler_options=QUICKLY_COMPILED)
 def price_population(
-    base: Chip, names: tuple[str, ...], values: jax.Array, work: Work, accesses: Accesses, powers: jax.Array
+    base: Chip,
+    names: tuple[str, ...],
+    values: jax.Array,
+    hierarchies: jax.Array,
+    work: Work,
+    accesses: Accesses,
+    powers: jax.Array,
 ) -> Priced:
     """Each chip under the best of the candidate mappings for it.
 
     Args:
       base: the chip whose other quantities all have.
       names: of the columns of `values` (P, k).
+      hierarchies: of each chip, (P,); see `codesign.chip_boxes.hierarchy`.
       work: what runs.
-      accesses: counts of the candidates, (n, K).
+      accesses: counts of the candidates of each hierarchy, (hierarchies, n, K).
       powers: of energy and latency, (2,), which weigh the two for the choice of mappings.
     """
 
-    def one(row: jax.Array) -> Priced:
+    def one(row: jax.Array, hierarchy: jax.Array) -> Priced:
         chip = with_values(base, dict(zip(names, row, strict=True)))
-        costs, resident = price_candidates(chip, *work, accesses)
+        costs, resident = price_candidates(chip, *work, _of_hierarchy(accesses, hierarchy))
         prices = initial_prices(chip, row.dtype)
         for _ in range(2):  # the product of sums is least at prices of its own sums
             picks = best_candidate(costs, prices)
@@ -101,12 +108,28 @@ def price_population(
             prices = next_prices(cost, powers)
         return Priced(_metrics(chip, cost), jnp.sum(cost.violation), cost.leakage_energy / cost.latency, picks)
 
-    return jax.vmap(one)(values)
+    return jax.vmap(one)(values, hierarchies)
+
+
+def _of_hierarchy(accesses: Accesses, hierarchy: jax.Array) -> Accesses:
+    """Counts (n, K) out of (hierarchies, n, K); where there is one hierarchy the same for all chips, not a copy for each."""
+    return jax.tree.map(lambda x: x[hierarchy] if len(x) > 1 else x[0], accesses)
 
 
 def _metrics(chip: Chip, cost: StepCost) -> jax.Array:
     """Those of `METRICS`, (5,)."""
     return jnp.stack([cost.energy, cost.latency, cost.area, cost.power, sram_bits(chip)])
+
+
+@functools.partial(jax.jit, static_argnames="names", compiler_options=QUICKLY_COMPILED)
+def silicon(base: Chip, names: tuple[str, ...], values: jax.Array) -> jax.Array:
+    """Area in m2 and bits of SRAM of chips (P, k), which depend on no mapping, (P, 2)."""
+
+    def one(row: jax.Array) -> jax.Array:
+        chip = with_values(base, dict(zip(names, row, strict=True)))
+        return jnp.stack([chip.area().total, sram_bits(chip)])
+
+    return jax.vmap(one)(values)
 
 
 @functools.partial(jax.jit, static_argnames=("names", "sloped"), compiler_options=QUICKLY_COMPILED)
@@ -115,6 +138,7 @@ def follow_slopes(
     names: tuple[str, ...],
     sloped: tuple[str, ...],
     values: jax.Array,
+    hierarchies: jax.Array,
     limits: tuple[jax.Array, jax.Array],
     work: Work,
     accesses: Accesses,
@@ -124,20 +148,23 @@ def follow_slopes(
     """A population moved down the slope of its goal, through the soft minimum over known mappings (`step_cost`).
 
     Args:
-      base, names, values, work, accesses: as `price_population`.
+      base, names, values, hierarchies, work, accesses: as `price_population`.
       sloped: the columns that move.
       limits: least and largest values, (k,) each.
       prices: (P, 2), which rank mappings.
       goal: what is minimised, and its limits.
 
     Returns:
-      Values (P, k), between grains.
+      Values (P, k), between grains; what is 0 stays so.
     """
     columns = np.array([names.index(name) for name in sloped])
 
-    def loss(moved: jax.Array, row: jax.Array, prices: jax.Array) -> jax.Array:
-        chip = with_values(base, dict(zip(names, row.at[columns].set(jnp.exp(moved)), strict=True)))
-        cost = step_cost(chip, *work, accesses, prices)
+    def placed(moved: jax.Array, row: jax.Array) -> jax.Array:
+        return row.at[columns].set(jnp.where(row[columns] > 0, jnp.exp(moved), 0.0))
+
+    def loss(moved: jax.Array, row: jax.Array, hierarchy: jax.Array, prices: jax.Array) -> jax.Array:
+        chip = with_values(base, dict(zip(names, placed(moved, row), strict=True)))
+        cost = step_cost(chip, *work, _of_hierarchy(accesses, hierarchy), prices)
         metrics = jnp.log(_metrics(chip, cost))
         excess = jax.nn.relu(metrics - jnp.log(goal.limits))
         return metrics[:3] @ goal.powers + _EXCESS * jnp.sum(excess)
@@ -147,34 +174,44 @@ def follow_slopes(
 
     def advance(state, _):
         moved, optimizer_state = state
-        moved, optimizer_state = apply_gradient(optimizer, slopes(moved, values, prices), optimizer_state, moved)
+        gradient = slopes(moved, values, hierarchies, prices)
+        moved, optimizer_state = apply_gradient(optimizer, gradient, optimizer_state, moved)
         return (jnp.clip(moved, low[None], high[None]), optimizer_state), None
 
-    moved = jnp.log(values[:, columns])
+    moved = jnp.clip(jnp.log(values[:, columns]), low[None], high[None])
     (moved, _), _ = jax.lax.scan(advance, (moved, optimizer.init(moved)), length=_SLOPE_STEPS)
-    return values.at[:, columns].set(jnp.exp(moved))
+    return jax.vmap(placed)(moved, values)
 
 
 def on_grains(space: DesignSpace, values: Array) -> Array:
-    """Values (..., k) at the nearest grain inside their ranges."""
-    grain = space.column("grain")
-    return np.clip(np.round(np.round(values / grain) * grain, 9), space.column("low"), space.column("high"))
+    """Values (..., k) at the nearest grain inside their ranges; a memory less than half as large as the least is left out."""
+    low, high, grain = (space.column(name) for name in ("low", "high", "grain"))
+    built = np.clip(np.round(np.round(values / grain) * grain, 9), low, high)
+    return settled(space, np.where(space.column("optional") & (values < low / 2), 0.0, built))
 
 
 def inside(space: DesignSpace, box: Box, num: int, rng: np.random.Generator) -> Array:
     """Chips drawn in a box, each quantity uniformly on its own scale, (num, k)."""
     shares = rng.random((num, len(space.variables)))
     linear = box.low + shares * (box.high - box.low)
-    return on_grains(space, np.where(space.column("logarithmic"), box.low * (box.high / box.low) ** shares, linear))
+    some = np.maximum(box.low, 1e-12)  # what is left out is 0 at both ends
+    return on_grains(space, np.where(space.column("logarithmic"), some * (box.high / some) ** shares, linear))
 
 
 def changed(space: DesignSpace, parents: Array, num: int, rng: np.random.Generator) -> Array:
-    """Chips with some quantities of another parent, and one to three of their own a little larger or smaller, (num, k)."""
+    """Chips with some quantities of another parent, and one to three of their own changed, (num, k).
+
+    Four changes in five make a quantity a little larger or smaller, the others draw it anew: where only a jump helps, as
+    from slices of four bits to the eight of the operands, small steps never arrive. A memory that may be left out is so in
+    a third of those.
+    """
     grain, count = space.column("grain"), len(space.variables)
     first, second = (parents[rng.integers(len(parents), size=num)] for _ in range(2))
     values = np.where(rng.random((num, count)) < 0.2, second, first)
     is_moved = rng.random((num, count)).argsort(axis=1) < rng.integers(1, 4, size=(num, 1))
     factor = np.exp(rng.normal(0.0, 0.35, (num, count)))
     moved = np.where(np.abs(values * (factor - 1)) < grain, values + np.sign(factor - 1) * grain, values * factor)
-    moved = np.where(is_moved, moved, values)
-    return on_grains(space, np.clip(moved, space.column("low"), space.column("high")))
+    drawn = inside(space, Box(space.column("low"), space.column("high")), num, rng)
+    drawn = np.where(space.column("optional") & (rng.random((num, count)) < 1 / 3), 0.0, drawn)
+    moved = np.where(rng.random((num, count)) < 0.2, drawn, moved)
+    return on_grains(space, np.where(is_moved, moved, values))

@@ -20,7 +20,7 @@ from codesign.chip_boxes import Work
 from codesign.chip_population import METRICS, Array
 from codesign.chip_search import OBJECTIVES, ChipSearch, ChipsFound, Plan, Point, UnmetBudgetError, check_budgets
 from codesign.config import ChipConfig
-from codesign.design import SEARCHED_VARIABLES, DesignSpace, physical_values
+from codesign.design import LEVELS, SEARCHED_VARIABLES, DesignSpace, Variable, physical_values
 from codesign.evaluation import initial_prices
 from codesign.inspection import model_workload
 from codesign.objective import step_cost
@@ -130,21 +130,28 @@ def make_space(base: Chip, free: Sequence[str] | None) -> DesignSpace:
     has_slices = base.mac.style in ("slices", "fusion")
     if free is not None and "slice_bits" in free and not has_slices:
         raise ValueError(f"expected MACs of slices or bricks to free slice_bits, got {base.mac.style!r}; leave it out")
-    names = list(SEARCHED_VARIABLES) if free is None else free_variables(free)
-    values, variables = physical_values(base), {}  # a range that is widened still ends on grains
-    for name in names:
-        if name == "slice_bits" and not has_slices:
-            continue
-        variable = SEARCHED_VARIABLES[name]
-        grains = values[name] / variable.grain
-        low = min(variable.low, math.floor(grains + 1e-6) * variable.grain)
-        high = max(variable.high, math.ceil(grains - 1e-6) * variable.grain)
-        if name == "slice_bits":
-            high = min(high, float(base.mac.widths.min()))
-        variables[name] = dataclasses.replace(variable, low=low, high=high)
+    names = [name for name in SEARCHED_VARIABLES if name != "slice_bits" or has_slices]
+    if free is not None:
+        names = free_variables([name for name in free if name != "levels"])
+    values = physical_values(base)
+    variables = {name: _holding(SEARCHED_VARIABLES[name], values[name]) for name in names}
+    if "slice_bits" in variables:
+        high = min(variables["slice_bits"].high, float(base.mac.widths.min()))
+        variables["slice_bits"] = dataclasses.replace(variables["slice_bits"], high=high)
+    for name in LEVELS if free is None or "levels" in free else ():
+        fixed = dataclasses.replace(SEARCHED_VARIABLES[name], low=values[name], high=values[name])
+        variables[name] = dataclasses.replace(variables.get(name, fixed), optional=True)
     if not variables:
         raise ValueError("expected at least one free quantity, got none; name some after --free")
     return DesignSpace(base, variables)
+
+
+def _holding(variable: Variable, value: float) -> Variable:
+    """A quantity whose range, widened where need be, holds a value between its ends, which stay on grains."""
+    grains = value / variable.grain
+    low = min(variable.low, math.floor(grains + 1e-6) * variable.grain)
+    high = max(variable.high, math.ceil(grains - 1e-6) * variable.grain)
+    return dataclasses.replace(variable, low=low, high=high)
 
 
 def check_runnable(search: ChipSearch, found: ChipsFound, labels: Sequence[str]) -> None:

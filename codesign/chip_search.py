@@ -5,9 +5,10 @@ One round of the search
 1. proposes a population: chips in the boxes that branch and bound has open, least bound first; changes of the best chips
    known; and those moved along the slopes of the goal in the quantities that have one (supply, bandwidths), which pass
    through the mapper's minimum by the envelope theorem;
-2. prices the whole population on the mappings that are known already: a design that fits is a real one;
+2. prices the whole population on the mappings that are known already for chips of as many levels: a design that fits is a
+   real one;
 3. searches mappings for the most promising few, and further ones for the best known, which all later populations are
-   priced on, too;
+   priced on, too; where none of the known ones fits, a chip promises what its bound says;
 4. cuts the boxes of the least bound where their bounds rise most.
 
 Whatever ends it, there are a best design, the front of all that were priced, and a bound that no chip lies below.
@@ -15,6 +16,7 @@ Whatever ends it, there are a best design, the front of all that were priced, an
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -24,11 +26,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from codesign import mapper
 from codesign.anytime import Effort, Progress, keep_searching
 from codesign.branching import OpenBoxes
-from codesign.chip_boxes import Box, Work, bound_boxes, halves, whole_space
+from codesign.chip_boxes import Box, Work, bound_boxes, every_hierarchy, halves, hierarchy, whole_space
 from codesign.chip_population import (
     METRICS,
     Array,
@@ -39,10 +42,12 @@ from codesign.chip_population import (
     inside,
     on_grains,
     price_population,
+    silicon,
 )
 from codesign.design import DesignSpace, physical_values, with_values
 from codesign.evaluation import initial_prices, search_mappings
 from codesign.pareto import non_dominated
+from hw.accesses import Accesses
 from hw.chip import Chip
 
 OBJECTIVES = {"edp": (1.0, 1.0, 0.0), "ed2p": (1.0, 2.0, 0.0), "energy": (1.0, 0.0, 0.0), "latency": (0.0, 1.0, 0.0)}
@@ -51,7 +56,8 @@ SOURCES = ("boxes", "changes", "slopes")
 """Where populations come from; with none of them they are drawn from the whole space: random search."""
 SLOPED = ("vdd", "local_bandwidth_bits", "shared_bandwidth_bits", "resident_fraction")
 _FRONT_POWERS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1.0))
-_POOL = 16  # mappings of each operation that populations are priced on
+_POOL = 16  # mappings of each operation that populations are priced on, for each hierarchy
+_DRAWS = 4  # for each chip of a population
 _FRONT = 200  # designs of the front that are kept
 _ELITE = 6  # best designs that changes and slopes begin with
 
@@ -151,7 +157,7 @@ class ChipSearch:
         self._front: list[Point] = []
         self._nearest: Point | None = None
         self._base: Point | None = None
-        self._pool: mapper.Candidates | None = None
+        self._pools: list[mapper.Candidates] = []  # of each hierarchy, see `codesign.chip_boxes`
         self._boxes = OpenBoxes[Box]()
         self._leading = whole_space(space)
         self._history: list[tuple[int, float, float, float]] = []
@@ -215,49 +221,72 @@ class ChipSearch:
         assert best is not None  # something was priced
         merits = goal.merits(priced.metrics, priced.misfit)
         order = np.argsort(merits)
-        fresh = [j for j in order if chips[j].tobytes() not in self._searched][: self.plan.searched - 1]
+        fresh = self._fresh(chips, order, priced.misfit, goal)
         prices = goal.prices(priced.metrics, priced.leakage_power)
         for j in fresh:
-            self._search_mappings(chips[j], prices[j])
-        self._search_mappings(best.values, goal.prices(best.metrics, np.asarray(best.leakage_power)), best.mappings)
+            self._add_mappings(chips[j], prices[j])
+        self._add_mappings(best.values, goal.prices(best.metrics, np.asarray(best.leakage_power)), best.mappings)
         again, last = chips.copy(), order[-1]
         again[last] = best.values  # in the place of the least promising
         priced = self._price(again, goal)
         return np.where(np.arange(len(chips)) == last, merits, goal.merits(priced.metrics, priced.misfit))
 
+    def _fresh(self, chips: Array, order: NDArray[np.intp], misfit: Array, goal: Goal) -> list[int]:
+        """Which chips get mappings of their own: in turn the most promising on known mappings, and by its bound.
+
+        Known mappings say nothing about a chip that they do not fit, as where it has fewer MACs: its bound does.
+        """
+        unknown = np.flatnonzero(misfit > 0)[: 2 * len(self.names)]
+        bounds = self._bounds([Box(chips[j], chips[j]) for j in unknown], goal)
+        by_bound = unknown[np.argsort(bounds)]
+        ranked = [j for pair in itertools.zip_longest(order, by_bound) for j in pair if j is not None]
+        new = dict.fromkeys(int(j) for j in ranked if chips[j].tobytes() not in self._searched)
+        return list(new)[: self.plan.searched - 1]
+
     def start(self) -> None:
-        """Mappings from scratch for the base chip, which all else begins with; only the first call does anything."""
-        if self._pool is not None:
+        """Mappings from scratch, which all else begins with, for the base chip and for it without each set of memories that
+        may be left out; only the first call does anything."""
+        if self._pools:
             return
         values = physical_values(self.space.base)
-        chip = on_grains(self.space, np.array([values[name] for name in self.names]))
-        prices = np.asarray(initial_prices(self._chip(chip), self.work.operation_bits.dtype))
-        for _ in range(2):
-            self._search_mappings(chip, prices)
-            same = np.tile(chip, (self.plan.population, 1))
-            priced = self._price(same, self.goal)
-            prices = self.goal.prices(priced.metrics, priced.leakage_power)[0]
-        self._base = self._point(same, priced, 0)
+        base = on_grains(self.space, np.array([values[name] for name in self.names]))
+        chips = every_hierarchy(self.space, base)
+        first = [np.asarray(initial_prices(self._chip(chip), self.work.operation_bits.dtype)) for chip in chips]
+        found = [self._search_mappings(chip, prices, None) for chip, prices in zip(chips, first, strict=True)]
+        self._pools = [_joined(*[best] * (_POOL // 2)) for best in found]
+        population = np.resize(chips, (self.plan.population, len(base)))
+        priced = self._price(population, self.goal)
+        prices = self.goal.prices(priced.metrics, priced.leakage_power)
+        for i, chip in enumerate(chips):
+            self._add_mappings(chip, prices[i])
+        self._base = self._point(population, self._price(population, self.goal), int(hierarchy(self.space, base)))
 
-    def _search_mappings(self, values: Array, prices: Array, own: mapper.Candidates | None = None) -> None:
-        """Mappings of a chip into the pool, in place of the oldest; begins with the pool, and with its `own` before it."""
+    def _add_mappings(self, values: Array, prices: Array, own: mapper.Candidates | None = None) -> None:
+        """Mappings of a chip into its pool, in place of the oldest; begins with the pool, and with its `own` before it."""
+        which = int(hierarchy(self.space, values))
+        pool = self._pools[which]
+        found = self._search_mappings(values, prices, pool if own is None else _joined(own, pool))
+        self._pools[which] = _joined(found, pool)
+
+    def _search_mappings(self, values: Array, prices: Array, start: mapper.Candidates | None) -> mapper.Candidates:
+        """The two best mappings found for a chip."""
         self._key, key = jax.random.split(self._key)
-        start = self._pool if own is None or self._pool is None else _joined(own, self._pool)
-        found = jax.device_get(search_mappings(
+        self._searched.add(values.tobytes())
+        self._evaluations += self.plan.evaluations * len(self.work.operation_bits)
+        return jax.device_get(search_mappings(
             self._chip(values), *self.work, jnp.asarray(prices, self.work.operation_bits.dtype), key,
             slots=self._slots, tables=self._tables, start=start, evaluations=self.plan.evaluations, num_best=2,
         ))  # fmt: skip
-        self._searched.add(values.tobytes())
-        self._evaluations += self.plan.evaluations * len(self.work.operation_bits)
-        self._pool = _joined(*[found] * (_POOL // 2)) if self._pool is None else _joined(found, self._pool)
+
+    def _known(self, chips: Array) -> tuple[jax.Array, jax.Array, Work, Accesses]:
+        """Chips, their hierarchies, the work, and the counts of all mappings in the pools, as populations take them."""
+        counts = [pool.accesses for pool in self._pools]
+        stacked = jax.tree.map(lambda *x: np.stack(x), *counts)
+        return jnp.asarray(chips, jnp.float32), jnp.asarray(hierarchy(self.space, chips)), self.work, stacked
 
     def _price(self, chips: Array, goal: Goal) -> Priced:
         """Prices a population, and takes what improves the front."""
-        assert self._pool is not None
-        values = jnp.asarray(chips, jnp.float32)
-        found = price_population(
-            self.space.base, self.names, values, self.work, self._pool.accesses, self._weights(goal)
-        )
+        found = price_population(self.space.base, self.names, *self._known(chips), self._weights(goal))
         priced = Priced(*(np.asarray(x) for x in found))
         priced = priced._replace(metrics=np.asarray(priced.metrics, np.float64))
         self._chips += len(chips)
@@ -298,16 +327,15 @@ class ChipSearch:
 
     def _point(self, chips: Array, priced: Priced, j: int) -> Point:
         rows = np.arange(priced.picks.shape[1])
-        mappings = jax.tree.map(lambda x: x[rows, priced.picks[j]][:, None], self._pool)
+        pool = self._pools[int(hierarchy(self.space, chips[j]))]
+        mappings = jax.tree.map(lambda x: x[rows, priced.picks[j]][:, None], pool)
         return Point(chips[j], priced.metrics[j], mappings, float(priced.misfit[j]), float(priced.leakage_power[j]))
 
     def _propose(self, goal: Goal) -> Array:
         """A population (P, k) from the plan's sources, in equal shares."""
         sources, num = self.plan.sources, self.plan.population
         if not sources:
-            return np.concatenate(
-                [inside(self.space, box, 1, self._rng) for box in self._drawn(whole_space(self.space), num)]
-            )
+            return self._drawn(whole_space(self.space), num)
         shares = np.diff(np.linspace(0, num, len(sources) + 1).astype(int))
         best = self._best(goal)
         assert best is not None  # the base chip was priced
@@ -316,25 +344,33 @@ class ChipSearch:
         parts = []
         for source, share in zip(sources, shares, strict=True):
             if source == "boxes":
-                parts += [inside(self.space, box, 1, self._rng) for box in self._drawn(self._leading, share)]
+                parts.append(self._drawn(self._leading, share))
             elif source == "changes":
-                parts.append(changed(self.space, elite, share, self._rng))
+                parts.append(self._smallest(changed(self.space, elite, _DRAWS * share, self._rng), share))
             else:
                 parts.append(self._slide(elite, share, goal))
         return np.concatenate(parts)
 
-    def _drawn(self, boxes: list[Box], num: int) -> list[Box]:
-        return [boxes[j] for j in self._rng.integers(len(boxes), size=num)]
+    def _drawn(self, boxes: list[Box], num: int) -> Array:
+        """Chips in boxes drawn for each, (num, k)."""
+        which = self._rng.integers(len(boxes), size=_DRAWS * num)
+        return self._smallest(np.concatenate([inside(self.space, boxes[j], 1, self._rng) for j in which]), num)
+
+    def _smallest(self, chips: Array, num: int) -> Array:
+        """The first of many draws whose area and SRAM are within the budgets, which no mapping is needed to tell."""
+        known = [METRICS.index("area"), METRICS.index("sram")]
+        sizes = np.asarray(silicon(self.space.base, self.names, jnp.asarray(chips, jnp.float32)), np.float64)
+        excess = np.maximum(sizes / self.goal.limits[known], 1.0).prod(axis=1)
+        return chips[np.argsort(excess, kind="stable")[:num]]
 
     def _slide(self, elite: Array, num: int, goal: Goal) -> Array:
         """Best chips, and changes of them beside, moved along the slopes of a goal."""
-        assert self._pool is not None
         sloped = tuple(name for name in self.plan.sloped if name in self.names)
         starts = np.concatenate([elite, changed(self.space, elite, num, self._rng)])[:num]
         if not sloped:
             return starts
-        values, accesses = jnp.asarray(starts, jnp.float32), self._pool.accesses
-        priced = price_population(self.space.base, self.names, values, self.work, accesses, self._weights(goal))
+        values, hierarchies, work, accesses = self._known(starts)
+        priced = price_population(self.space.base, self.names, values, hierarchies, work, accesses, self._weights(goal))
         prices = goal.prices(np.asarray(priced.metrics, np.float64), np.asarray(priced.leakage_power))
         limits = tuple(jnp.asarray(end, jnp.float32) for end in (self.space.column("low"), self.space.column("high")))
         floats = Goal(*(jnp.asarray(x, jnp.float32) for x in goal))
@@ -343,8 +379,9 @@ class ChipSearch:
             self.names,
             sloped,
             values,
+            hierarchies,
             limits,
-            self.work,
+            work,
             accesses,
             jnp.asarray(prices, jnp.float32),
             floats,
@@ -357,14 +394,21 @@ class ChipSearch:
         for name, limit, least in zip(METRICS, self.goal.limits, bounds, strict=True):
             if least.min() > limit:
                 raise UnmetBudgetError(name, limit, float(least.min()), is_proven=True)
-        for box, value in zip(self._leading, self._bound_values(bounds), strict=True):
+        for box, value in zip(self._leading, self._bound_values(bounds, self.goal), strict=True):
             self._boxes.add(float(value), box)
 
-    def _bound_values(self, bounds: Any) -> Array:
-        """Least value of the objective in each box, infinite where a budget rules the box out, (boxes,)."""
+    def _bounds(self, boxes: list[Box], goal: Goal) -> Array:
+        """Least value of a goal in each of at most twice as many boxes as there are free quantities."""
+        if not boxes:
+            return np.zeros(0)
+        padded = boxes + [boxes[0]] * (2 * len(self.names) - len(boxes))  # one shape, compiled once
+        return self._bound_values(bound_boxes(self.space, padded, self.work), goal)[: len(boxes)]
+
+    def _bound_values(self, bounds: Any, goal: Goal) -> Array:
+        """Least value of a goal in each box, infinite where a budget rules the box out, (boxes,)."""
         table = np.stack(bounds, axis=-1)  # (boxes, parts, 5)
         ruled_out = (table > self.goal.limits).any(axis=-1)
-        return np.where(ruled_out, np.inf, self.goal.values(table)).min(axis=1)
+        return np.where(ruled_out, np.inf, goal.values(table)).min(axis=1)
 
     def _branch(self) -> None:
         """Cuts the boxes of the least bound, each along the quantity that raises the lesser bound of its halves most."""
@@ -375,9 +419,7 @@ class ChipSearch:
             if not cuts:
                 self._boxes.close(bound)
                 continue
-            both = [half for cut in cuts for half in cut]
-            padded = both + [both[0]] * (2 * len(self.names) - len(both))  # one shape, compiled once
-            values = self._bound_values(bound_boxes(self.space, padded, self.work))[: len(both)].reshape(-1, 2)
+            values = self._bounds([half for cut in cuts for half in cut], self.goal).reshape(-1, 2)
             chosen = int(np.argmax(values.min(axis=1)))
             for half, own in zip(cuts[chosen], values[chosen], strict=True):
                 if np.isfinite(own):

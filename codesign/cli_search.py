@@ -12,7 +12,7 @@ from codesign import rundir
 from codesign.config import Between, ChipConfig, Count, Positive, Seed
 
 Free = Literal[
-    "rows", "columns", "register_bytes", "local_kib", "shared_kib", "bandwidth", "banks", "vdd", "slice_bits"
+    "rows", "columns", "levels", "register_bytes", "local_kib", "shared_kib", "bandwidth", "banks", "vdd", "slice_bits"
 ]
 
 
@@ -38,7 +38,8 @@ class SearchCommand:
     node_nm: Positive | None = None
     """Technology node in nanometres instead of the chip's own."""
     free: tuple[Free, ...] | None = None
-    """What may change; None: all of them, slice_bits where the MACs have slices."""
+    """What may change; None: all of them, slice_bits where the MACs have slices. levels: whether there are registers, and
+    a local SRAM."""
     objective: Literal["edp", "ed2p", "energy", "latency"] = "edp"
     """What is minimised: energy times latency (squared), or one of the two."""
     area_mm2: Positive | None = None

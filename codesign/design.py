@@ -23,13 +23,17 @@ Design = dict[str, jax.Array]  # variable name -> unconstrained (), or (c,) for 
 
 @dataclass(frozen=True)
 class Variable:
-    """One free quantity: bounds in its own unit, the grain it is built in, and whether it moves on a log scale."""
+    """One free quantity: bounds in its own unit, the grain it is built in, and whether it moves on a log scale.
+
+    An `optional` one may also be 0, which leaves the memory out that it is the size of: a search looks that up, too.
+    """
 
     low: float
     high: float
     grain: float
     unit: str = ""
     logarithmic: bool = True
+    optional: bool = False
 
     def value(self, raw: jax.Array) -> jax.Array:
         """Physical value of an unconstrained number, on the grain, straight-through."""
@@ -62,6 +66,9 @@ DEFAULT_VARIABLES: dict[str, Variable] = {
     "vdd": Variable(0.5, 1.0, 0.01, "V", logarithmic=False),
     "resident_fraction": Variable(1 / 16, 15 / 16, 1 / 16, logarithmic=False),
 }
+
+LEVELS = ("register_bytes", "local_kib")
+"""Sizes of the memories that a chip can do without; 0 where it does."""
 
 # What jumps from grain to grain: a search looks it up, no slope steers it.
 SEARCHED_VARIABLES: dict[str, Variable] = DEFAULT_VARIABLES | {

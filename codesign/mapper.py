@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,11 +98,14 @@ def search(
       start: mappings (n, any) to start chains from (a warm start), beside one with every loop in DRAM.
       num_chains, iterations: chains of each operation, and proposals of each chain; changing the latter compiles nothing.
       temperature: of the annealing at its start, in nats of score; 0 only descends.
-      freedom: what the chip's wiring leaves open; everything by default. A `start` must keep to it.
+      freedom: what the chip's wiring leaves open, by default everything but to keep words in memories of no size; a
+        `start` must keep to it, but may keep such words.
       objective: what is minimised, in place of `score`; it must rank what does not fit behind all that does.
     """
-    freedom = make_freedom(slots) if freedom is None else freedom
+    is_there = np.repeat(np.asarray(chip.size_bits)[:, None] > 0.0, 3, axis=1)
+    freedom = make_freedom(slots, keep=is_there, toggles=is_there) if freedom is None else freedom
     starts = make_starts(start, bits.shape[0], num_chains, slots, bits.dtype, freedom.keep)
+    starts = dataclasses.replace(starts, keep=starts.keep * is_there.astype(bits.dtype))
     operands = Operands(bits, density, resident)
     return _search(
         key, chip, operations, operands, tables, freedom, starts, prices, iterations, temperature, num_best, slots, objective

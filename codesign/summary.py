@@ -13,7 +13,7 @@ import numpy as np
 
 from codesign import mapper
 from codesign.cost_report import describe_cost, describe_operations, explain_dearest, headline, training_cost
-from codesign.design import SEARCHED_VARIABLES, physical_values
+from codesign.design import LEVELS, SEARCHED_VARIABLES, physical_values
 from codesign.evaluation import Evaluated
 from codesign.tracing import Workload
 from codesign.uncertainty import interval
@@ -125,7 +125,8 @@ def chip_values(described: MappingABC[str, Any]) -> dict[str, jax.Array]:
         if not values:
             raise ValueError("none")
         for name, value in values.items():
-            if not (0.0 <= value < 1.0 if name == "resident_fraction" else 0.0 < value < np.inf):
+            least = 0.0 if name in (*LEVELS, "resident_fraction") else np.nextafter(0.0, 1.0)
+            if not least <= value < (1.0 if name == "resident_fraction" else np.inf):
                 raise ValueError(f"{value} for {name}")
     return {name: jnp.asarray(value) for name, value in values.items()}
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codesign.anytime import Effort as SearchEffort
-from codesign.config import Count, Positive
+from codesign.config import Between, Count, Positive
 from codesign.family_search import Chip, Design, FamilySearch, Progress
 from codesign.flat import map_network, map_operations
 from codesign.lagrangian import least_product
@@ -269,7 +269,7 @@ def main(
     workload: Literal["resnet50", "bert", "unet", "retinanet", "all"] = "all",
     seeds: Count = Effort.seeds,
     time_limit: Positive = Effort.time_limit,
-    tolerance: Positive = Effort.tolerance,
+    tolerance: Annotated[float, Between(0.0, 10.0)] = Effort.tolerance,
     workloads: Path = WORKLOADS,
     out: Path = Path("runs/search_benchmark"),
     quick: bool = False,
@@ -288,8 +288,6 @@ def main(
       as_json: print one JSON object on the last line.
     """
     effort = QUICK if quick else Effort(time_limit=time_limit, tolerance=tolerance, seeds=seeds)
-    if effort.seeds < 1 or effort.time_limit <= 0:
-        raise ValueError(f"expected at least one seed and a positive time limit, got {seeds} and {time_limit}")
     console, results = Console(width=130, stderr=as_json), {}
     for name in ("bert",) if quick and workload == "all" else NETWORKS if workload == "all" else (workload,):
         answers = run(name, MODES, effort, workloads, out)

@@ -15,6 +15,7 @@ from hw.operation import LOOPS, RELEVANT, Operation
 from hw.step import Step
 from hw.windows import distinct_offsets
 
+_ABSENT = 1e-3  # joules per bit
 _G, _N, _K, _C, _P, _Q, _R, _S = range(len(LOOPS))
 
 
@@ -198,6 +199,8 @@ def _least_access_energy(
     keep = np.array([(*kept, True) for kept in product((False, True), repeat=num_levels - 1)])
     lowest = keep & (np.cumsum(keep, axis=1) == 1)
     energy, wire = corners.energy_per_bit, corners.small.wire_energy_per_bit()[:, None]
+    # A level that is on none of the chips keeps nothing: dearer than all that is there.
+    energy = jnp.where(corners.large.size_bits[:, None] > 0.0, energy, _ABSENT)
     asked_cost = (jnp.where(accumulated[None], energy[:, 1:], energy[:, :1]) + wire) * bits[None]
     asked_cost = asked_cost.at[-1].multiply(leaving)
     least = compulsory_words(operation)

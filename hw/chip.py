@@ -51,7 +51,7 @@ class Chip:
       mac: the unit of the MAC array.
       vector: the unit of a vector lane.
       fanout: instances below each level on the axes X and Y, shape (L, 2); that of `array_level` is (columns, rows).
-      size_bits: capacity per instance, shape (L,); infinite for DRAM.
+      size_bits: capacity per instance, shape (L,); infinite for DRAM, 0 for a level that is not there.
       bandwidth_bits: bits per cycle and instance, reads and writes each ("1RW": both together), shape (L,).
       banks: banks per instance, shape (L,).
       vdd: supply of MACs, vector unit and control in volts, shape ().
@@ -140,7 +140,8 @@ class Chip:
 
     def limits(self) -> jax.Array:
         """What a mapping may use, shape (V,): capacities for tiles (bits), fan-outs, widths; see `limit_names`."""
-        capacity = self.size_bits.at[-2].multiply(1.0 - self.resident_fraction)
+        # Half a bit for a level that is not there: what it is asked to keep exceeds that, and by a finite share.
+        capacity = jnp.maximum(self.size_bits, 0.5).at[-2].multiply(1.0 - self.resident_fraction)
         accumulator = jnp.asarray(self.mac.accumulator_bits, capacity.dtype)[None]
         return jnp.concatenate([capacity, self.fanout.ravel(), self.mac.widths, accumulator])
 

@@ -18,7 +18,7 @@ class MemoryLevel:
     """One instance of a memory.
 
     Attributes:
-      size_bits: capacity in bits, shape (); infinite for DRAM.
+      size_bits: capacity in bits, shape (); infinite for DRAM, 0 where there is no such memory.
       bandwidth_bits: bits per cycle, reads and writes each ("1RW": both together), shape ().
       banks: number of banks, shape (). One bank delivers bandwidth_bits / banks bits per access.
       kind: "register" (flip-flops), "sram" or "dram".
@@ -74,10 +74,11 @@ def area(level: MemoryLevel, technology: Technology) -> jax.Array:
     Source: fit to CACTI 7 (hw/data/memory.yaml); register files: transistors per bit (hw/data/logic.yaml).
     """
     if level.kind == "sram":
-        cells = (level.bank_bits / KIB) ** technology["sram.area.capacity"]
+        cells = _cells(level, technology["sram.area.capacity"])
         periphery = technology["sram.area.periphery"] + technology["sram.area.width"] * level.port_bits**2
         bank = technology["sram.area.k"] * _node_ratio(technology) ** technology["sram.area.node"] * (cells + periphery)
-        return level.banks * bank * (technology["sram.area.dual_port"] if level.ports == "1R1W" else 1.0)
+        bank = bank * (technology["sram.area.dual_port"] if level.ports == "1R1W" else 1.0)
+        return jnp.where(level.size_bits > 0.0, level.banks * bank, 0.0)
     if level.kind == "register":
         return _register_transistors(level, technology) * technology["logic.area"] * technology["node.area"]
     return jnp.zeros_like(level.banks)
@@ -91,9 +92,10 @@ def leakage_power(level: MemoryLevel, technology: Technology, vdd: jax.Array) ->
     Source: fit to CACTI 7 (hw/data/memory.yaml), registers per transistor (hw/data/logic.yaml).
     """
     if level.kind == "sram":
-        kib = (level.bank_bits / KIB) ** technology["sram.leakage.capacity"] + technology["sram.leakage.periphery"]
+        kib = _cells(level, technology["sram.leakage.capacity"]) + technology["sram.leakage.periphery"]
         bank = technology["sram.leakage.k"] * kib * leakage_scale(technology, vdd, technology["sram.vdd"])
-        return level.banks * bank * (technology["sram.leakage.dual_port"] if level.ports == "1R1W" else 1.0)
+        bank = bank * (technology["sram.leakage.dual_port"] if level.ports == "1R1W" else 1.0)
+        return jnp.where(level.size_bits > 0.0, level.banks * bank, 0.0)
     if level.kind == "register":
         scale = leakage_scale(technology, vdd, technology["supply.vdd"])
         return technology["logic.leakage"] * _register_transistors(level, technology) * scale
@@ -118,6 +120,11 @@ def _sram_energy(level: MemoryLevel, technology: Technology, vdd: jax.Array) -> 
         return energy
     growth = kib ** technology["sram.energy.dual_capacity"] / width ** technology["sram.energy.dual_width"]
     return energy * (1.0 + technology["sram.energy.dual_port"] * growth)
+
+
+def _cells(level: MemoryLevel, power: jax.Array) -> jax.Array:
+    """KiB of a bank to a power, shape (); of a bit at least, as a power below one has no slope at nothing."""
+    return (jnp.maximum(level.bank_bits, 1.0) / KIB) ** power
 
 
 def _node_ratio(technology: Technology) -> jax.Array:

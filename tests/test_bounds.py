@@ -105,6 +105,16 @@ def test_no_mapping_is_cheaper(name, pass_, resident):
         np.testing.assert_allclose(best["cycles"], bound.cycles, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["matrix product", "convolution", "reduction"])
+def test_no_mapping_is_cheaper_where_levels_are_missing(name):
+    operation, sizes = make_operation(**OPERATIONS[name][0]), ((8, 0, 16), (0, 8, 16), (0, 0, 16), (1, 0, 8))
+    chips = stack_operations([small_chip(size) for size in sizes])
+    found, _ = costs_on_all_chips(chips, operation, mappings(name), jnp.zeros(3))
+    least = np.where(np.asarray(found.violation).max(axis=-1) == 0.0, found.energy, np.inf).min(axis=1)
+    ratio = least / np.asarray(bounds_on_all_chips(chips, operation, jnp.zeros(3)).energy)
+    assert np.all((ratio > 1.0 - 1e-5) & (ratio < 2.5)), ratio
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mac", [make_mac("fusion"), make_mac("lut"), make_mac("fixed", tree=4)], ids=["bricks", "table", "tree"]

@@ -50,6 +50,35 @@ def counted(**words):
     return dataclasses.replace(nothing, **(slots | words))
 
 
+def test_a_level_of_no_size_is_as_if_it_were_not_there():
+    """Sixteen by sixteen MACs below the shared SRAM, once as a chip of three levels, once with a local SRAM of no size."""
+    full = make_chip(rows=16, columns=16)
+    without = dataclasses.replace(full, size_bits=full.size_bits.at[1].set(0.0))
+    there = np.array([0, 2, 3])
+    fields = {name: getattr(full, name)[there] for name in ("size_bits", "bandwidth_bits", "banks", "relative_vdd")}
+    tags = {name: tuple(np.array(getattr(full, name))[there]) for name in ("kinds", "ports", "names")}
+    three = dataclasses.replace(full, fanout=full.fanout[jnp.array([0, 1, 3])], **fields, **tags)
+    assert float(without.area().total) == pytest.approx(float(three.area().total), rel=1e-6)
+    assert float(without.leakage_power()) == pytest.approx(float(three.leakage_power()), rel=1e-6)
+
+    operation = convolution()
+    keep = np.ones((4, 3))
+    keep[1] = 0.0
+    mapping, temporal = tiled(operation, keep), np.ones((3, 8))
+    temporal[0], temporal[2] = mapping.temporal[0], mapping.temporal[3]
+    temporal[1] = mapping.temporal[1] * mapping.temporal[2]
+    # The loops in time of the missing level run inside those of the next.
+    order = jnp.stack([mapping.order[0], jnp.where(mapping.temporal[1] > 1, 0, 8) + mapping.order[2], mapping.order[3]])
+    other = Mapping(jnp.asarray(temporal), mapping.spatial[:3], jnp.argsort(jnp.argsort(order)), jnp.ones((3, 3)))
+    ours, theirs = (EVALUATE(c, operation, m, jnp.array(BITS)) for c, m in ((without, mapping), (three, other)))
+    assert float(ours.violation.max()) == float(theirs.violation.max()) == 0.0
+    for name in ("energy", "cycles", "latency"):
+        assert float(getattr(ours, name)) == pytest.approx(float(getattr(theirs, name)), rel=1e-5), name
+    np.testing.assert_allclose(np.asarray(ours.access_energy)[there], theirs.access_energy, rtol=1e-5)
+    kept = EVALUATE(without, operation, tiled(operation), jnp.array(BITS))
+    assert float(kept.violation[1]) > 1e3  # and nothing can be kept there
+
+
 def test_price_by_hand():
     chip = make_chip(rows=2, columns=2, node_nm=45, mac=make_mac("fixed"))
     operation = make_operation(K=8, C=16)
