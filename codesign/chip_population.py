@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from codesign.annealing import ILLEGAL
@@ -20,6 +21,7 @@ from codesign.chip_boxes import Box, Work, settled, sram_bits
 from codesign.design import DesignSpace, with_values
 from codesign.evaluation import initial_prices
 from codesign.objective import best_candidate, next_prices, price_candidates, step_cost
+from codesign.sharding import gathered, spread
 from codesign.uncertainty import QUICKLY_COMPILED
 from hw.accesses import Accesses
 from hw.chip import Chip
@@ -76,7 +78,7 @@ class Priced(NamedTuple):
     picks: Numbers
 
 
-@functools.partial(jax.jit, static_argnames="names", compiler_options=QUICKLY_COMPILED)
+@functools.partial(jax.jit, static_argnames=("names", "mesh"), compiler_options=QUICKLY_COMPILED)
 def price_population(
     base: Chip,
     names: tuple[str, ...],
@@ -85,6 +87,7 @@ def price_population(
     work: Work,
     accesses: Accesses,
     powers: jax.Array,
+    mesh: Mesh | None = None,
 ) -> Priced:
     """Each chip under the best of the candidate mappings for it.
 
@@ -95,6 +98,7 @@ def price_population(
       work: what runs.
       accesses: counts of the candidates of each hierarchy, (hierarchies, n, K).
       powers: of energy and latency, (2,), which weigh the two for the choice of mappings.
+      mesh: devices to spread the chips over, see `codesign.sharding`; they must divide among them.
     """
 
     def one(row: jax.Array, hierarchy: jax.Array) -> Priced:
@@ -108,7 +112,7 @@ def price_population(
             prices = next_prices(cost, powers)
         return Priced(_metrics(chip, cost), jnp.sum(cost.violation), cost.leakage_energy / cost.latency, picks)
 
-    return jax.vmap(one)(values, hierarchies)
+    return gathered(jax.vmap(one)(*spread((values, hierarchies), mesh, axis=0)), mesh)
 
 
 def _of_hierarchy(accesses: Accesses, hierarchy: jax.Array) -> Accesses:

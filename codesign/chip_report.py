@@ -26,6 +26,7 @@ from codesign.inspection import model_workload
 from codesign.objective import step_cost
 from codesign.pareto import hypervolume, knee
 from codesign.problem import free_variables, load_chip
+from codesign.sharding import make_mesh
 from codesign.summary import describe_bits, describe_chip, describe_mappings
 from codesign.tracing import Workload
 from hw.chip import Chip
@@ -95,6 +96,7 @@ def search_chips(
             OBJECTIVES[asked.objective],
             asked.plan,
             asked.seed,
+            make_mesh() if jax.device_count() > 1 else None,
         )
         found = search.search(asked.effort, on_progress)
         check_runnable(search, found, workload.labels)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from codesign import mapper
@@ -45,8 +46,9 @@ from codesign.chip_population import (
     silicon,
 )
 from codesign.design import DesignSpace, physical_values, with_values
-from codesign.evaluation import initial_prices, search_mappings
+from codesign.evaluation import NUM_CHAINS, initial_prices, search_mappings
 from codesign.pareto import non_dominated
+from codesign.sharding import replicated
 from hw.accesses import Accesses
 from hw.chip import Chip
 
@@ -131,9 +133,11 @@ class ChipSearch:
       powers: of energy, latency and area in what is minimised, see `OBJECTIVES`.
       plan: what a round does.
       seed: of everything drawn.
+      mesh: devices to spread populations and chains over, see `codesign.sharding`; all processes search alike.
 
     Raises:
-      ValueError: no chip of the space can be within the budgets, by their bounds; says which binds, and the nearest.
+      ValueError: no chip of the space can be within the budgets, by their bounds; says which binds, and the nearest. Or
+        populations, or chains, that do not divide among the devices.
     """
 
     def __init__(
@@ -144,8 +148,15 @@ class ChipSearch:
         powers: tuple[float, float, float] = OBJECTIVES["edp"],
         plan: Plan | None = None,
         seed: int = 0,
+        mesh: Mesh | None = None,
     ):
-        self.space, self.work, self.plan = space, work, Plan() if plan is None else plan
+        num = 1 if mesh is None else mesh.size
+        plan = Plan() if plan is None else plan
+        if plan.population % num or NUM_CHAINS % num:
+            raise ValueError(
+                f"expected devices among which {plan.population} chips and {NUM_CHAINS} chains divide, got {num}; use fewer"
+            )
+        self.space, self.work, self.plan, self.mesh = space, work, plan, mesh
         self.names = tuple(space.variables)
         limits = np.array([budgets.get(name, np.inf) for name in METRICS])
         self.goal = Goal(np.array(powers), limits)
@@ -276,6 +287,7 @@ class ChipSearch:
         return jax.device_get(search_mappings(
             self._chip(values), *self.work, jnp.asarray(prices, self.work.operation_bits.dtype), key,
             slots=self._slots, tables=self._tables, start=start, evaluations=self.plan.evaluations, num_best=2,
+            mesh=self.mesh,
         ))  # fmt: skip
 
     def _known(self, chips: Array) -> tuple[jax.Array, jax.Array, Work, Accesses]:
@@ -286,7 +298,8 @@ class ChipSearch:
 
     def _price(self, chips: Array, goal: Goal) -> Priced:
         """Prices a population, and takes what improves the front."""
-        found = price_population(self.space.base, self.names, *self._known(chips), self._weights(goal))
+        base, *known = replicated((self.space.base, *self._known(chips), self._weights(goal)), self.mesh)
+        found = price_population(base, self.names, *known, mesh=self.mesh)
         priced = Priced(*(np.asarray(x) for x in found))
         priced = priced._replace(metrics=np.asarray(priced.metrics, np.float64))
         self._chips += len(chips)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from codesign import mapper
 from codesign.anytime import Effort, Progress, keep_searching
@@ -58,10 +59,12 @@ def search_mappings(
     evaluations: int,
     num_best: int,
     freedom: mapper.Freedom | None = None,
+    mesh: Mesh | None = None,
 ) -> mapper.Candidates:
     """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each.
 
-    From scratch the search anneals widely; from a `start` it stays near, for which a few evaluations suffice.
+    From scratch the search anneals widely; from a `start` it stays near, for which a few evaluations suffice. Its chains
+    are spread over the devices of a `mesh`.
     """
     density = full_density(operation_bits) if density is None else density
     return mapper.search(
@@ -69,7 +72,7 @@ def search_mappings(
         density=density, resident=_resident(chip, step, tensor_bits),
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
         iterations=max(1, evaluations // NUM_CHAINS), temperature=_SCRATCH if start is None else _WARM, num_best=num_best,
-        freedom=freedom,
+        freedom=freedom, mesh=mesh,
     )  # fmt: skip
 
 

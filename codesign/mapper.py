@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from codesign.annealing import (
     Freedom,
@@ -22,6 +23,7 @@ from codesign.annealing import (
     misfit_penalty,
     search_from,
 )
+from codesign.sharding import gathered, replicated, spread
 from hw.accesses import Accesses, count_batch
 from hw.chip import Chip
 from hw.cost import Cost, price
@@ -88,6 +90,7 @@ def search(
     num_best: int = 4,
     freedom: Freedom | None = None,
     objective: Objective = score,
+    mesh: Mesh | None = None,
 ) -> Candidates:
     """The best distinct mappings found of every operation, axes (n, num_best), best first.
 
@@ -101,18 +104,18 @@ def search(
       freedom: what the chip's wiring leaves open, by default everything but to keep words in memories of no size; a
         `start` must keep to it, but may keep such words.
       objective: what is minimised, in place of `score`; it must rank what does not fit behind all that does.
+      mesh: devices to spread the chains over, see `codesign.sharding`; operations times chains must divide among them.
     """
     is_there = np.repeat(np.asarray(chip.size_bits)[:, None] > 0.0, 3, axis=1)
     freedom = make_freedom(slots, keep=is_there, toggles=is_there) if freedom is None else freedom
     starts = make_starts(start, bits.shape[0], num_chains, slots, bits.dtype, freedom.keep)
     starts = dataclasses.replace(starts, keep=starts.keep * is_there.astype(bits.dtype))
     operands = Operands(bits, density, resident)
-    return _search(
-        key, chip, operations, operands, tables, freedom, starts, prices, iterations, temperature, num_best, slots, objective
-    )  # fmt: skip
+    data = replicated((key, chip, operations, operands, tables, freedom, starts, prices), mesh)
+    return _search(*data, iterations, temperature, num_best, slots, objective, mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("num_best", "slots", "objective"))
+@functools.partial(jax.jit, static_argnames=("num_best", "slots", "objective", "mesh"))
 def _search(
     key,
     chip: Chip,
@@ -127,6 +130,7 @@ def _search(
     num_best: int,
     slots: Slots,
     objective: Objective,
+    mesh: Mesh | None,
 ) -> Candidates:
     def evaluate(operations: Operation, mappings: Mapping, own: Operands) -> tuple[jax.Array, Accesses]:
         def one(operation, accesses, own):
@@ -137,9 +141,9 @@ def _search(
 
     scores, mappings, accesses = search_from(
         starts, key, evaluate, operations, operands, tables, freedom, iterations, temperature, slots, num_best,
-        fanout=chip.fanout,
+        fanout=chip.fanout, spread=functools.partial(spread, mesh=mesh),
     )  # fmt: skip
-    return Candidates(mappings, accesses, scores)
+    return gathered(Candidates(mappings, accesses, scores), mesh)
 
 
 @jax.jit

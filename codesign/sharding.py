@@ -1,4 +1,4 @@
-"""Chains of a search as a sharded axis of a device mesh: several devices, of one process or of many."""
+"""Chains and populations of a search as a sharded axis of a device mesh: several devices, of one process or of many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXIS = "chains"
+AXIS = "searched"
 
 
 def make_mesh() -> Mesh:
@@ -24,17 +24,25 @@ def replicated(tree: Any, mesh: Mesh | None) -> Any:
     def put(x: Any) -> jax.Array:
         is_key = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
         numbers = np.asarray(jax.random.key_data(x) if is_key else x)
+        # Processes compare what they were given with what they hold: a double would not equal the float made of it.
+        numbers = numbers.astype(jax.dtypes.canonicalize_dtype(numbers.dtype))
         placed = jax.device_put(numbers, NamedSharding(mesh, PartitionSpec()))
         return jax.random.wrap_key_data(placed) if is_key else placed
 
     return jax.tree.map(put, tree)
 
 
-def spread(tree: Any, mesh: Mesh | None) -> Any:
-    """In a jitted function: arrays split along their last axis, the chains."""
+def spread(tree: Any, mesh: Mesh | None, axis: int = -1) -> Any:
+    """In a jitted function: arrays split along one axis, that of the chains or the chips."""
     if mesh is None:
         return tree
-    specs = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec(*(None,) * (x.ndim - 1), AXIS)), tree)
+
+    def sharding(x: jax.Array) -> NamedSharding:
+        names: list[str | None] = [None] * x.ndim
+        names[axis] = AXIS
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    specs = jax.tree.map(sharding, tree)
     return jax.lax.with_sharding_constraint(tree, specs)
 
 

@@ -16,8 +16,6 @@ from nets.skipping import measured_densities
 from nets.training import Forward, apply_gradient, cross_entropy
 from nets.transform import quantize
 
-_KEY = jax.random.key(0)  # of dropout on the calibration batch
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -54,7 +52,13 @@ def init_low_bit(
     """
     images, labels = batch
     precision, quant_state = init_precision(
-        _network(forward), rules, params, rest, images, _KEY, loss=lambda out: cross_entropy(out[0], labels)
+        _network(forward),
+        rules,
+        params,
+        rest,
+        images,
+        jax.random.key(0),
+        loss=lambda out: cross_entropy(out[0], labels),
     )
     laps = init_laps(precision) if any(rule.laps for rule in precision.rules) else None
     return LowBitState(params, rest, optimizer.init(params), precision, quant_state, laps)
@@ -197,7 +201,7 @@ def left_work(
     """
     images, labels = batch
     return measured_densities(
-        lambda params, images: forward(params, state.rest, images, _KEY, True),
+        lambda params, images: forward(params, state.rest, images, jax.random.key(0), True),
         lambda out: cross_entropy(out[0], labels),
         state.precision,
         state.quant_state,

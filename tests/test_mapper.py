@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from codesign import mapper
+from codesign.sharding import make_mesh
 from hw.chip import make_chip
 from hw.cost import evaluate
 from hw.mapping import Mapping, make_mapping
 from hw.operation import LOOPS, make_operation, stack_operations
 
 PRICES = jnp.array([1.0, 0.1])
+EVALUATE = jax.jit(evaluate)
 
 
 def search(operations, chip, bits, **options):
@@ -50,10 +52,17 @@ def test_best_candidates_fit_and_their_score_is_their_cost(operations, found):
     for n in range(3):
         operation = jax.tree.map(lambda x, n=n: x[n], operations)
         mapping = jax.tree.map(lambda x, n=n: x[n, 0], candidates.mapping)
-        cost = evaluate(chip, operation, mapping, jnp.full(3, 8.0))
+        cost = EVALUATE(chip, operation, mapping, jnp.full(3, 8.0))
         assert float(jnp.sum(cost.violation)) == 0.0
         expected = np.log(float(PRICES[0] * cost.energy + PRICES[1] * cost.latency))
         np.testing.assert_allclose(candidates.scores[n, 0], expected, rtol=1e-5)
+
+
+def test_chains_spread_over_a_mesh_find_the_same(operations, found):
+    """On the one device of the tests; tests/test_sharding.py has several."""
+    chip, candidates = found
+    spread = search(operations, chip, jnp.full((3, 3), 8.0), iterations=60, mesh=make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, spread.mapping, candidates.mapping)
 
 
 def test_candidates_are_sorted_and_distinct(found):

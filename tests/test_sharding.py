@@ -1,13 +1,16 @@
-"""Chains spread over processes: the same answer as in one."""
+"""Chains and chips spread over devices and processes: the same answer as on one."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 
 import pytest
 
-MODULE = [sys.executable, "-m", "experiments.search_sharded", "--evaluations", "800"]
+MODULE = [sys.executable, "-m", "experiments.search_sharded"]
+MAPPINGS = ["--evaluations", "800"]
+CHIPS = ["--search", "chips", "--workload", "mlp", "--batch-size", "32", "--rounds", "2", "--evaluations", "160"]
 
 
 def free_port():
@@ -16,21 +19,24 @@ def free_port():
         return s.getsockname()[1]
 
 
-def run(processes):
-    """What the first of some processes prints."""
-    options = ["--processes", str(processes), "--coordinator", f"localhost:{free_port()}"]
+def run(search, processes, devices=1):
+    """What the first of some processes, each with so many virtual devices, prints."""
+    options = [*search, "--processes", str(processes), "--coordinator", f"localhost:{free_port()}"]
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     started = [
-        subprocess.Popen([*MODULE, *options, "--process", str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*MODULE, *options, "--process", str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
         for i in range(processes)
     ]
-    outputs = [process.communicate(timeout=300) for process in started]
+    outputs = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0] * processes, outputs
     return json.loads(outputs[0][0].splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds():
-    one, two = run(1), run(2)
+    one, two = run(MAPPINGS, 1), run(MAPPINGS, 2)
     assert (one["devices"], two["devices"]) == (1, 2)
     assert one["picks"] == two["picks"]
     for name in ("edp", "energy_uj", "cycles"):
@@ -38,7 +44,16 @@ def test_two_processes_find_what_one_finds():
 
 
 @pytest.mark.slow
+def test_two_devices_or_processes_find_the_chip_that_one_finds():
+    one, devices, processes = run(CHIPS, 1), run(CHIPS, 1, devices=2), run(CHIPS, 2)
+    assert (one["devices"], devices["devices"], processes["devices"]) == (1, 2, 2)
+    for other in (devices, processes):
+        assert other["chip"] == one["chip"] and other["front"] == one["front"]
+        assert (other["edp"], other["bound"]) == pytest.approx((one["edp"], one["bound"]), rel=1e-6)
+
+
+@pytest.mark.slow
 def test_a_process_without_the_others_ends_with_the_reason():
     options = ["--processes", "2", "--process", "1", "--coordinator", f"localhost:{free_port()}"]
-    alone = subprocess.run([*MODULE, *options], capture_output=True, timeout=300, check=False)
+    alone = subprocess.run([*MODULE, *MAPPINGS, *options], capture_output=True, timeout=300, check=False)
     assert alone.returncode != 0 and b"DEADLINE_EXCEEDED" in alone.stderr
