@@ -61,6 +61,21 @@ class Goal(NamedTuple):
         missed = np.where(misfit > 0, ILLEGAL + np.log1p(misfit), 0.0)
         return np.log(self.values(metrics)) + _EXCESS * self.excesses(metrics).sum(axis=-1) + missed
 
+    def held(self, bounds: Array) -> Array:
+        """Bounds (..., 5) on any chip of a box, power by leakage alone, raised to bounds on those within the limits.
+
+        Power is that of leakage and what the work takes, dynamic / latency: to stay within a limit of power takes time, to
+        stay within one of latency takes power.
+        """
+        energy, latency, area, leakage, sram = np.moveaxis(bounds, -1, 0)
+        dynamic = energy - leakage * latency
+        room = self.limits[METRICS.index("power")] - leakage
+        with np.errstate(divide="ignore"):
+            slowest = np.where(room > 0, dynamic / room, np.inf)
+        latency = np.maximum(latency, slowest)
+        power = leakage + dynamic / self.limits[METRICS.index("latency")]
+        return np.stack([dynamic + leakage * latency, latency, area, power, sram], axis=-1)
+
 
 class Priced(NamedTuple):
     """A population on known mappings.

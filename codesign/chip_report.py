@@ -222,8 +222,8 @@ def _unmet(error: UnmetBudgetError) -> str:
     limit, nearest = f"{error.limit / unit:.4g}", f"{error.nearest / unit:.4g}"
     if error.is_proven:
         return (
-            f"{key}: expected budgets that a chip can meet, got {limit}; no chip in these ranges has less than {nearest}, "
-            "raise it at least to that"
+            f"{key}: expected budgets that a chip can meet, got {limit}; no chip in these ranges and budgets has less than "
+            f"{nearest}, raise it at least to that"
         )
     return (
         f"{key}: expected a design within the budget of {limit}, found none; the nearest has {nearest}, search longer "

@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ from hw.chip import Chip
 
 OBJECTIVES = {"edp": (1.0, 1.0, 0.0), "ed2p": (1.0, 2.0, 0.0), "energy": (1.0, 0.0, 0.0), "latency": (0.0, 1.0, 0.0)}
 """Powers of energy, latency and area in what is minimised."""
-SOURCES = ("boxes", "changes", "slopes")
+SOURCES = ("changes", "boxes", "slopes")
 """Where populations come from; with none of them they are drawn from the whole space: random search."""
 SLOPED = ("vdd", "local_bandwidth_bits", "shared_bandwidth_bits", "resident_fraction")
 _FRONT_POWERS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1.0))
@@ -403,25 +403,44 @@ class ChipSearch:
 
     def _open_whole_space(self) -> None:
         """Bounds the whole space, and refuses budgets that no chip in it can meet."""
-        bounds = bound_boxes(self.space, self._leading, self.work)
-        for name, limit, least in zip(METRICS, self.goal.limits, bounds, strict=True):
-            if least.min() > limit:
-                raise UnmetBudgetError(name, limit, float(least.min()), is_proven=True)
-        for box, value in zip(self._leading, self._bound_values(bounds, self.goal), strict=True):
+        bounds = np.stack(bound_boxes(self.space, self._leading, self.work), axis=-1)
+        values = self._bound_values(bounds, self.goal)
+        if not np.isfinite(values).any():
+            self._refuse(bounds)
+        for box, value in zip(self._leading, values, strict=True):
             self._boxes.add(float(value), box)
+
+    def _refuse(self, bounds: Array) -> None:
+        """Says which budget cannot be met: one that no box meets by itself, or the one that, raised least, leaves a box.
+
+        Where more than one has to be raised nothing is said, and the search ends with what comes nearest.
+        """
+        limits = self.goal.limits
+        nearest = bounds.min(axis=(0, 1))
+        worst = int(np.argmax(nearest / limits))
+        if nearest[worst] <= limits[worst]:
+            asked = [int(i) for i in np.flatnonzero(np.isfinite(limits))]
+            for i in asked:
+                others = self.goal._replace(limits=np.where(np.arange(len(METRICS)) == i, np.inf, limits))
+                held = others.held(bounds).reshape(-1, len(METRICS))
+                nearest[i] = held[(held <= others.limits).all(axis=1), i].min(initial=np.inf)
+            worst = min(asked, key=lambda i: nearest[i] / limits[i])
+        if np.isfinite(nearest[worst]):
+            raise UnmetBudgetError(METRICS[worst], limits[worst], float(nearest[worst]), is_proven=True)
 
     def _bounds(self, boxes: list[Box], goal: Goal) -> Array:
         """Least value of a goal in each of at most twice as many boxes as there are free quantities."""
         if not boxes:
             return np.zeros(0)
         padded = boxes + [boxes[0]] * (2 * len(self.names) - len(boxes))  # one shape, compiled once
-        return self._bound_values(bound_boxes(self.space, padded, self.work), goal)[: len(boxes)]
+        bounds = np.stack(bound_boxes(self.space, padded, self.work), axis=-1)
+        return self._bound_values(bounds[: len(boxes)], goal)
 
-    def _bound_values(self, bounds: Any, goal: Goal) -> Array:
-        """Least value of a goal in each box, infinite where a budget rules the box out, (boxes,)."""
-        table = np.stack(bounds, axis=-1)  # (boxes, parts, 5)
-        ruled_out = (table > self.goal.limits).any(axis=-1)
-        return np.where(ruled_out, np.inf, goal.values(table)).min(axis=1)
+    def _bound_values(self, bounds: Array, goal: Goal) -> Array:
+        """Least value of a goal in each box, bounded (boxes, parts, 5); infinite where budgets rule the box out."""
+        held = self.goal.held(bounds)  # (boxes, parts, 5)
+        ruled_out = (held > self.goal.limits).any(axis=-1)
+        return np.where(ruled_out, np.inf, goal.values(held)).min(axis=1)
 
     def _branch(self) -> None:
         """Cuts the boxes of the least bound, each along the quantity that raises the lesser bound of its halves most."""

@@ -272,18 +272,18 @@ def _run(command: RunCommand) -> None:
 
     settings = command.settings
     stem = f"{settings.model.name}-{Path(settings.data.name).name}".replace(":", ".")
-    directory = command.resume or rundir.new_run_directory(settings.out, stem)
-    progress = TerminalProgress()
-    progress.message(f"run directory: {directory}")
-    progress.message("tracing the network, searching first mappings")
-    try:
-        result = run(settings, directory, resume=command.resume is not None, progress=progress)
-    except KeyboardInterrupt:
-        begun = (directory / rundir.CONFIG).exists()
-        raise KeyboardInterrupt(
-            "interrupted"
-            + (f"; go on with: {PROGRAM} run --resume {directory}" if begun else " before anything was done")
-        ) from None
+    with contextlib.nullcontext(command.resume) if command.resume else rundir.new_run(settings.out, stem) as directory:
+        progress = TerminalProgress()
+        progress.message(f"run directory: {directory}")
+        progress.message("tracing the network, searching first mappings")
+        try:
+            result = run(settings, directory, resume=command.resume is not None, progress=progress)
+        except KeyboardInterrupt:
+            begun = (directory / rundir.CONFIG).exists()
+            raise KeyboardInterrupt(
+                "interrupted"
+                + (f"; go on with: {PROGRAM} run --resume {directory}" if begun else " before anything was done")
+            ) from None
     _show_summary(result["summary"], directory, command.as_json)
 
 

@@ -83,8 +83,9 @@ def search(command: SearchCommand) -> tuple[list[Table], dict[str, Any]]:
         command.model, command.data, command.batch_size, command.bits, ChipConfig(command.chip, node_nm=command.node_nm),
         command.runs, command.objective, command.free, limits, effort, plan, command.seed,
     )  # fmt: skip
-    directory = rundir.new_run_directory(command.out, f"search-{Path(command.model).stem}".replace(":", "."))
-    with Console(stderr=True).status("first mappings, and compiling") as status:
+    stem = f"search-{Path(command.model).stem}".replace(":", ".")
+    waiting = Console(stderr=True).status("first mappings, and compiling")
+    with rundir.new_run(command.out, stem) as directory, waiting as status:
 
         def show(progress: Progress) -> None:
             status.update(f"{progress.seconds:.0f} s, best {command.objective} {progress.value:.4g}")

@@ -60,6 +60,24 @@ def new_run_directory(out: str | None, stem: str) -> Path:
             return path
 
 
+@contextlib.contextmanager
+def new_run(out: str | None, stem: str) -> Iterator[Path]:
+    """`new_run_directory`, which is gone again where a mistake ends the run before anything is written into it.
+
+    Raises:
+      ValueError: as `new_run_directory`.
+    """
+    was_there = out is not None and Path(out).exists()
+    path = new_run_directory(out, stem)
+    try:
+        yield path
+    except BaseException:
+        if not was_there:
+            with contextlib.suppress(OSError):  # one that holds something stays
+                path.rmdir()
+        raise
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole: a reader, or a crash, sees the old content or the new one."""
     data = content.encode() if isinstance(content, str) else content

@@ -109,6 +109,20 @@ def argument_cases(rng: random.Random, folder: Path) -> Iterator[Input]:
         ["run", "--model.name", "mlp", "--data.writer", "3", "--precision.max-bits", "8", "--no-train.augment"],
         ["trace", "--model", "mlp", "--data", "digits", "--batch-size", "4"],
         ["cost", "--model", "mlp", "--bits", "8", "--chip", "edge_trainer", "--rows", "8", "--vdd", "0.9"],
+        [
+            "search",
+            "--model",
+            "mlp",
+            "--chip",
+            "edge_trainer",
+            "--free",
+            "rows",
+            "levels",
+            "--power-mw",
+            "1",
+            "--out",
+            "mine",
+        ],
         ["report", "mine", "--json"],
     )
     for number in itertools.count():
@@ -120,7 +134,7 @@ def argument_cases(rng: random.Random, folder: Path) -> Iterator[Input]:
             )
             word = mutated_bytes(rng, arguments[place].encode()).replace(b"\0", b"").decode(errors="replace")
             arguments[place] = rng.choice([hostile, word[:200]])
-        if arguments[0] != "cost" or number % 5 == 0:  # one that is valid costs seconds
+        if arguments[0] not in ("cost", "search") or number % 5 == 0:  # one that is valid costs seconds
             yield arguments
 
 

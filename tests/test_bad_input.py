@@ -1,11 +1,12 @@
 """Malformed input, systematically: whatever stands in a file or on the command line, one clear line and exit code 2.
 
-What a mutation happens to leave valid is passed over; a run that would then start is replaced by one that costs nothing.
+What a mutation happens to leave valid is passed over; a run or search that would then start is replaced by one that costs nothing.
 """
 
 import random
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,14 @@ def refuse(cases: Cases, seed: int, number: int, capsys: Any) -> int:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty working directory, no network, and a run that costs nothing."""
+    """An empty working directory, no network, a run and a search that cost nothing."""
 
     def connect(*_: object) -> None:
         raise AssertionError("something is fetched")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr("codesign.runner.run", lambda *args, **options: {"summary": [{"method": "joint"}]})
+    monkeypatch.setattr("codesign.chip_report.ChipSearch", lambda *args: sys.exit(0))
     monkeypatch.chdir(tmp_path)
 
 

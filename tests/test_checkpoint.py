@@ -252,6 +252,18 @@ def test_result_must_exist_and_be_whole(tmp_path):
         rundir.read_result(tmp_path)
 
 
+def test_a_run_that_fails_before_it_wrote_anything_leaves_no_directory(tmp_path):
+    def fail(out, file=None):
+        with pytest.raises(ValueError, match="mistake"), rundir.new_run(str(out), "x") as directory:
+            if file:
+                (directory / file).write_text("")
+            raise ValueError("mistake")
+        return out.exists()
+
+    (tmp_path / "mine").mkdir()
+    assert [fail(tmp_path / "new"), fail(tmp_path / "filled", "log"), fail(tmp_path / "mine")] == [False, True, True]
+
+
 def test_new_run_directory_takes_the_next_free_number_and_never_a_full_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [rundir.new_run_directory(None, "lenet-digits").name for _ in range(2)] == [

@@ -141,9 +141,14 @@ def test_no_chip_of_a_box_costs_less_than_its_bound(searched, space):
         lower[:, -1] = upper[:, -1] = chips[:, -1]  # a box has one width of slices
         boxes = [Box(*ends) for ends in zip(lower, upper, strict=True)]
         parts = np.concatenate([np.stack(bound_boxes(space, boxes[i : i + 24], work), axis=-1) for i in (0, 24)])
-        # Bounds of some part of the supplies lie below the chip, in all metrics at once; power has only its leakage.
-        below = (parts <= metrics[:, None] * (1 + 1e-5)).all(axis=-1).any(axis=-1)
-        assert below[fits].all(), width
+        # Bounds of some part of the supplies lie below the chip, in all metrics at once; under budgets that it meets, too.
+        budgets = np.quantile(metrics[fits], 0.8, axis=0)
+        meets = fits & (metrics <= budgets).all(axis=1)
+        assert meets.sum() > 3
+        for limits, chosen in ((np.full(5, np.inf), fits), (budgets, meets)):
+            held = Goal(np.ones(3), limits).held(parts)
+            below = (held <= metrics[:, None] * (1 + 1e-5)).all(axis=-1).any(axis=-1)
+            assert below[chosen].all(), width
 
 
 def test_a_box_of_one_chip_has_the_area_of_that_chip(space, work):
@@ -265,6 +270,29 @@ def test_a_budget_below_every_bound_is_refused_at_once(space, work):
         ChipSearch(space, work, {"sram": 8192.0}, plan=PLAN)
 
 
+def test_limits_of_power_and_latency_raise_each_others_bounds():
+    """3 J in 1 s, 1 W of them leakage: 2 J of work. Under 2 W there is 1 W for it: 2 s, and 2 J of leakage. In 4 s: 0.5 W."""
+    limits = np.array([np.inf, 4.0, np.inf, 2.0, np.inf])
+    bounds = np.array([[3.0, 1.0, 5.0, 1.0, 7.0], [12.0, 2.0, 5.0, 3.0, 7.0]])
+    held = Goal(np.ones(3), limits).held(bounds)
+    np.testing.assert_allclose(held[0], [4.0, 2.0, 5.0, 1.5, 7.0])
+    assert held[1, 1] == np.inf and held[1, 3] == 4.5  # leaks more than it may
+    unlimited = Goal(np.ones(3), np.full(5, np.inf)).held(bounds)
+    np.testing.assert_allclose(unlimited, bounds)
+
+
+def test_budgets_that_only_together_cannot_be_met_name_the_nearest(space, work):
+    """Each can be met alone; with the budget raised to what was said, both can as far as bounds tell."""
+    bounds = bound_boxes(space, whole_space(space), work)
+    budgets = {"latency": 1.2 * bounds.latency.min(), "power": 1.2 * bounds.power.min()}
+    for name, limit in budgets.items():
+        ChipSearch(space, work, {name: limit}, plan=PLAN)
+    with pytest.raises(UnmetBudgetError) as caught:
+        ChipSearch(space, work, budgets, plan=PLAN)
+    assert caught.value.is_proven and caught.value.nearest > budgets[caught.value.metric]
+    ChipSearch(space, work, budgets | {caught.value.metric: 1.001 * caught.value.nearest}, plan=PLAN)
+
+
 def test_a_budget_that_nothing_found_meets_names_the_nearest(space, work, searched):
     _, found = searched
     least = min(point.metrics[1] for point in found.front)
@@ -334,7 +362,7 @@ def test_the_command_writes_what_it_has_when_interrupted(model, tmp_path, capsys
         (["--chip", "nothing"], "nearest is"),
         (
             ["--area-mm2", "0.0001"],
-            "area_mm2: expected budgets that a chip can meet, got 0.0001; no chip in these ranges",
+            "area_mm2: expected budgets that a chip can meet, got 0.0001; no chip in these ranges and budgets has less",
         ),
         (["--chip", "edge_trainer_fp32", "--free", "slice_bits"], "leave it out"),
         (["--bits", "17"], "width"),
@@ -346,6 +374,7 @@ def test_a_mistake_is_told_in_one_line(options, message, model, tmp_path, capsys
     assert cli.main([*command, "--out", str(tmp_path / "out"), *options]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1 and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_objectives_and_their_powers():

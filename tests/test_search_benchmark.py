@@ -1,6 +1,7 @@
 """The benchmark: its accelerator against a worked example and the shared reference, its program end to end."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -13,8 +14,10 @@ from codesign.enumeration import Enumerator
 from codesign.mapspace import Nest
 from codesign.timeloop_designs import read_timeloop_design
 from experiments.gemmini import DEFAULT, WORKLOADS, Gemmini, read_workload
-from experiments.search_benchmark import Effort, main, random_chips, random_search, run
+from experiments.search_benchmark import Effort, main, random_chips, random_search, run, to_mapping
+from experiments.timeloop_inputs import timeloop_input, write_timeloop_inputs
 from hw.accesses import count
+from tests.oracle import loop_nest
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "workloads.json"
 NETWORKS = ("resnet50", "bert", "unet", "retinanet")
@@ -101,6 +104,57 @@ def score(path):
     )
     ports = [w / level["shared_bandwidth"] for w, level in zip(words, storage, strict=True)]
     return picojoules, max(float(jnp.max(accesses.compute_cycles)), *ports)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "stride"),
+    [((1, 2, 8, 6, 4, 1, 1, 1), (1, 1)), ((1, 1, 4, 2, 6, 4, 3, 1), (2, 1))],
+    ids=["product", "strided"],
+)
+def test_a_timeloop_input_executed_costs_what_the_search_says(bounds, stride, tmp_path):
+    """The text of a file alone: its loops are run step by step by tests/oracle, its words priced at its own energies."""
+    nest, family = Nest(bounds, stride, (1, 1)), Gemmini()
+    enumerator = Enumerator(nest, family.space)
+    found = enumerator.search(family.price(DEFAULT, DEFAULT, nest), family.limits(DEFAULT, DEFAULT))
+    mapping = to_mapping(family.space, enumerator.mapping(found.origin[0]))
+    write_timeloop_inputs(tmp_path, [timeloop_input(DEFAULT, nest, mapping)])
+    np.testing.assert_allclose(executed_cost(tmp_path / "layer00.yaml"), found.costs[:, 0] * [1e6, 1.0], rtol=1e-9)
+
+
+def executed_cost(path):
+    """Picojoules and cycles of one file, by nothing of ours but the oracle."""
+    content = yaml.safe_load(path.read_text())
+    sizes, storage = content["problem"]["instance"], content["arch"]["storage"]
+    names = [level["name"] for level in storage]
+    temporal, spatial, order = ([empty] * len(names) for empty in ({}, {}, ""))
+    keep = {space: [True] * len(names) for space in ("Weights", "Inputs", "Outputs")}
+    for entry in content["mapping"]:
+        level = names.index(entry["target"])
+        if entry["type"] == "bypass":
+            for space in entry["bypass"]:
+                keep[space][level] = False
+            continue
+        factors = {loop: int(factor) for loop, factor in (text.split("=") for text in entry["factors"].split())}
+        if entry["type"] == "spatial":
+            spatial[level] = factors
+        else:
+            temporal[level], order[level] = factors, entry["permutation"]
+    nest = loop_nest.Nest(
+        {loop: sizes[loop] for loop in "GNKCPQRS"}, (sizes["Wstride"], sizes["Hstride"]),
+        (sizes["Wdilation"], sizes["Hdilation"]), temporal, spatial, order, {n.lower(): levels for n, levels in keep.items()},
+    )  # fmt: skip
+    words = [loop_nest.execute(nest, space, space == "outputs") for space in nest.keep]
+    macs = math.prod(nest.bounds.values())
+    picojoules, cycles = (
+        macs * content["arch"]["arithmetic"]["energy"],
+        math.prod(math.prod(t.values()) for t in temporal),
+    )
+    for l, level in enumerate(storage):
+        instances = math.prod(math.prod(factors.values()) for factors in spatial[l + 1 :])
+        moved = sum(sum(of_operand[l]) for of_operand in words)
+        picojoules += moved * instances * level["vector_access_energy"]
+        cycles = max(cycles, moved / level["shared_bandwidth"])
+    return picojoules, cycles
 
 
 def test_random_chips_are_within_the_area():

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -50,6 +51,21 @@ def test_two_devices_or_processes_find_the_chip_that_one_finds():
     for other in (devices, processes):
         assert other["chip"] == one["chip"] and other["front"] == one["front"]
         assert (other["edp"], other["bound"]) == pytest.approx((one["edp"], one["bound"]), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_with_the_reason():
+    options = ["--evaluations", "100000000", "--processes", "2", "--coordinator", f"localhost:{free_port()}"]
+    first, second = (
+        subprocess.Popen([*MODULE, *options, "--process", str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for i in range(2)
+    )
+    time.sleep(60)  # both have joined and search
+    assert first.poll() is None and second.poll() is None
+    second.kill()
+    second.communicate()
+    _, told = first.communicate(timeout=300)
+    assert first.returncode != 0 and (b"unhealthy" in told or b"Connection closed by peer" in told), told
 
 
 @pytest.mark.slow
