@@ -59,6 +59,7 @@ SOURCES = ("changes", "boxes", "slopes")
 SLOPED = ("vdd", "local_bandwidth_bits", "shared_bandwidth_bits", "resident_fraction")
 _FRONT_POWERS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1.0))
 _POOL = 16  # mappings of each operation that populations are priced on, for each hierarchy
+_FIRST_ROUNDS = 6  # of searches for the base chip, so that nothing is compared with one that was mapped in haste
 _DRAWS = 4  # for each chip of a population
 _FRONT = 200  # designs of the front that are kept
 _ELITE = 6  # best designs that changes and slopes begin with
@@ -265,12 +266,13 @@ class ChipSearch:
         first = [np.asarray(initial_prices(self._chip(chip), self.work.operation_bits.dtype)) for chip in chips]
         found = [self._search_mappings(chip, prices, None) for chip, prices in zip(chips, first, strict=True)]
         self._pools = [_joined(*[best] * (_POOL // 2)) for best in found]
-        population = np.resize(chips, (self.plan.population, len(base)))
-        priced = self._price(population, self.goal)
-        prices = self.goal.prices(priced.metrics, priced.leakage_power)
-        for i, chip in enumerate(chips):
-            self._add_mappings(chip, prices[i])
-        self._base = self._point(population, self._price(population, self.goal), int(hierarchy(self.space, base)))
+        population, own = np.resize(chips, (self.plan.population, len(base))), int(hierarchy(self.space, base))
+        for i in range(_FIRST_ROUNDS):
+            priced = self._price(population, self.goal)
+            prices = self.goal.prices(priced.metrics, priced.leakage_power)
+            for j in range(len(chips)) if i == 0 else (own,):
+                self._add_mappings(chips[j], prices[j])
+        self._base = self._point(population, self._price(population, self.goal), own)
 
     def _add_mappings(self, values: Array, prices: Array, own: mapper.Candidates | None = None) -> None:
         """Mappings of a chip into its pool, in place of the oldest; begins with the pool, and with its `own` before it."""

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codesign import rundir
-from codesign.cli_search import SearchCommand
+from codesign.cli_search import NetworkOptions, QuantisedNetworkOptions, SearchCommand
 from codesign.config import (
     Between,
     ChipConfig,
@@ -56,34 +56,20 @@ class RunCommand:
 
 
 @dataclass(frozen=True)
-class TraceCommand:
+class TraceCommand(NetworkOptions):
     """List the convolutions and matrix products of one training step of a network, pass by pass."""
 
-    model: str = "lenet"
-    """lenet, mlp, resnet8, resnet20, module:function of your own factory, or an ONNX or ZigZag file (docs/exchange.md)."""
-    data: str = "digits"
-    """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
-    batch_size: Count = 128
-    """Samples per training step."""
     as_json: Json = False
     """Print one JSON object as the last line of the output; the table goes to the error stream."""
 
 
 @dataclass(frozen=True)
-class CostCommand:
+class CostCommand(QuantisedNetworkOptions):
     """Energy, latency and area of a network on a chip: one training step, and one inference of a single sample.
 
     Numbers come with the interval that the doubt about the chip's technology leaves, and as multiples of a lower bound.
     """
 
-    model: str = "lenet"
-    """lenet, mlp, resnet8, resnet20, module:function of your own factory, or an ONNX or ZigZag file (docs/exchange.md)."""
-    data: str = "digits"
-    """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
-    batch_size: Count = 128
-    """Samples per training step."""
-    bits: Annotated[int, Between(1, 32)] = 8
-    """Bits of weights, inputs and backward errors, in every layer."""
     chip: str = "edge_trainer"
     """Name of a chip, such as `chips` lists; also a published one, or the file of a ZigZag accelerator (docs/exchange.md)."""
     mode: str | None = None
@@ -101,7 +87,7 @@ class CostCommand:
     node_nm: Positive | None = None
     """Technology node in nanometres instead of the chip's own."""
     evaluations: Count = 2000
-    """Mappings tried per operation; more take longer and may find cheaper ones."""
+    """Mappings tried per operation in each of six rounds; more take longer and may find cheaper ones."""
     skip_after_epochs: Annotated[int, Between(0, 100_000)] = 0
     """Train for so many epochs with these bits first; the chip skips the zeros of inputs, errors and masks that are
     measured then. 0: nothing is skipped."""

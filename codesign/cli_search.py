@@ -17,20 +17,32 @@ Free = Literal[
 
 
 @dataclass(frozen=True)
-class SearchCommand:
-    """Find the best chip and mappings for a network as it is, without training: best design, front, figure.
-
-    Every design found is written as design.yaml. Ctrl-C ends the search with the best so far.
-    """
+class NetworkOptions:
+    """The network that a command is about."""
 
     model: str = "lenet"
     """lenet, mlp, resnet8, resnet20, module:function of your own factory, or an ONNX or ZigZag file (docs/exchange.md)."""
     data: str = "digits"
     """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
     batch_size: Count = 128
-    """Samples per training step, or per inference."""
+    """Samples per training step; per inference where a chip is searched for that."""
+
+
+@dataclass(frozen=True)
+class QuantisedNetworkOptions(NetworkOptions):
+    """The same at uniform widths."""
+
     bits: Annotated[int, Between(1, 32)] = 8
     """Bits of weights, inputs and backward errors, in every layer."""
+
+
+@dataclass(frozen=True)
+class SearchCommand(QuantisedNetworkOptions):
+    """Find the best chip and mappings for a network as it is, without training: best design, front, figure.
+
+    Every design found is written as design.yaml. Ctrl-C ends the search with the best so far.
+    """
+
     runs: Literal["training_step", "inference"] = "training_step"
     """What the chip is for."""
     chip: str = "edge_trainer"

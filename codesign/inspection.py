@@ -26,6 +26,9 @@ from nets.low_bit_training import fit_low_bit, left_work
 from nets.training import split_model
 
 SKIPPING = ("zero skipping", "slice skipping")
+_ROUNDS = (
+    5  # of the mapper, behind a first one; each costs a tenth of a second on a small network, and compiles nothing
+)
 _READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {
     ".onnx": read_onnx,
     ".yaml": read_zigzag_workload,
@@ -70,7 +73,7 @@ def cost_model(
       bits: of weights, inputs and backward errors.
       chip: preset and what differs from it; the preset may be a published chip, or the file of a ZigZag accelerator, of which
         only the node can differ.
-      evaluations: mappings tried per operation.
+      evaluations: mappings tried per operation in each of six rounds.
       skip_after_epochs: epochs of training with these bits after which densities are measured; 0 skips nothing.
       mode: of a published chip, by default its narrowest for these bits.
 
@@ -93,7 +96,8 @@ def cost_model(
         density = None if work is None else workload.operation_density(work)
         freedom = None if accelerator is None else accelerator.freedom(workload.step.operations)
         return evaluate_chip(
-            built, workload.step, *widths, key, workload.labels, density=density, evaluations=evaluations, freedom=freedom
+            built, workload.step, *widths, key, workload.labels, density=density, evaluations=evaluations, rounds=_ROUNDS,
+            freedom=freedom,
         )  # fmt: skip
 
     # Searching a whole training step of one sample, of the same shapes, costs less than compiling the search again.
