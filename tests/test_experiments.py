@@ -1,12 +1,17 @@
 """Experiments: their statistics by hand, and each once at reduced size."""
 
+import inspect
 import json
 import sys
 from importlib import import_module
+from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 
+import experiments
+from codesign.config import check_range
 from experiments import bench_joint, command_line, table_joint
 
 
@@ -101,6 +106,15 @@ def test_mistakes_are_told_in_one_line(experiment, arguments, message, monkeypat
     assert command_line.run(import_module(f"experiments.{experiment}").main) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ") and message in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("experiment", [path.stem for path in Path(experiments.__path__[0]).glob("*.py")])
+def test_defaults_are_within_their_own_ranges(experiment):
+    main = getattr(import_module(f"experiments.{experiment}"), "main", None)
+    hints = get_type_hints(main, include_extras=True) if main else {}
+    for name, parameter in inspect.signature(main).parameters.items() if main else ():
+        if parameter.default is not inspect.Parameter.empty:
+            check_range(name, hints[name], parameter.default, "the default")
 
 
 @pytest.mark.slow
