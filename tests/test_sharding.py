@@ -11,7 +11,7 @@ import pytest
 
 MODULE = [sys.executable, "-m", "experiments.search_sharded"]
 MAPPINGS = ["--evaluations", "800"]
-CHIPS = ["--search", "chips", "--workload", "mlp", "--batch-size", "32", "--rounds", "2", "--evaluations", "160"]
+CHIPS = ["--search", "chips", "--workload", "mlp", "--batch-size", "32", "--rounds", "1", "--evaluations", "80"]
 
 
 def free_port():
