@@ -138,7 +138,7 @@ def measure(function: Callable, designs: Designs, rows: int, in_blocks: bool = T
     """
     on_cpu = jax.default_backend() == "cpu"
     size = BLOCK if on_cpu else -(-rows // jax.device_count())
-    batched = partial(jax.lax.map, function)
+    batched: Callable = partial(jax.lax.map, function)
     batch = jax.tree.map(lambda leaf: np.resize(leaf, (rows, *leaf.shape[1:])), designs)
     if in_blocks:
         batch = into_blocks(batch, size)
