@@ -19,10 +19,13 @@ import numpy as np
 
 from hw.mapping import Mapping
 from hw.operation import LOOPS, Operation
+from nets.rounding import random_words
 
 NUM_LOOPS = len(LOOPS)
 ILLEGAL = 100.0  # score offset (natural log) of a mapping that does not fit: legal ones always rank before it
 _TABLE_SIZE = 24  # factor values offered per loop
+_MOVES = 2  # at most, of a chain in one iteration
+_WORDS_PER_MOVE = 9
 
 
 class Slots(NamedTuple):
@@ -171,16 +174,16 @@ def _entry(table: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
     return jnp.take_along_axis(flat, (row * table.shape[1] + column)[None], axis=0)[0]
 
 
-def _propose(key: jax.Array, genome: Genome, bounds: jax.Array, tables: Tables, freedom: Freedom) -> Genome:
+def _propose(words: jax.Array, genome: Genome, bounds: jax.Array, tables: Tables, freedom: Freedom) -> Genome:
     """One random move of every chain: set, exchange or shift a factor, swap two loops, toggle a keep.
 
-    Places are picked by masks, which fuse with the arithmetic; gathers and scatters would run chain by chain.
+    Places are picked by masks, which fuse with the arithmetic; gathers and scatters would run chain by chain. `words` are
+    random, uint32, (_WORDS_PER_MOVE, B).
     """
-    (num_slots, _, num), num_levels = genome.factors.shape, genome.order.shape[0]
-    bits = jax.random.bits(key, (9, num), jnp.uint32)
+    num_slots, num_levels = genome.factors.shape[0], genome.order.shape[0]
 
     def pick(i: int, n: int | jax.Array) -> jax.Array:
-        return (bits[i] % jnp.asarray(n, jnp.uint32)).astype(jnp.int32)
+        return (words[i] % jnp.asarray(n, jnp.uint32)).astype(jnp.int32)
 
     def at(mask: jax.Array, values: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(mask, values, 0), axis=tuple(range(values.ndim - 1)), dtype=values.dtype)
@@ -274,21 +277,23 @@ def _anneal(
         is_imperfect = freedom.perfect & jnp.any(covered > bounds, axis=0)
         return jnp.where(is_imperfect, scores + ILLEGAL, scores), kept
 
-    def moved(key: jax.Array, genomes: Genome, num_moves: jax.Array) -> Genome:
+    def moved(words: jax.Array, genomes: Genome, num_moves: jax.Array) -> Genome:
         def move(i, genomes):
-            proposed = _propose(jax.random.fold_in(key, i), genomes, bounds, tables, freedom)
-            return _chosen(i < num_moves, proposed, genomes)
+            return _chosen(i < num_moves, _propose(words[i], genomes, bounds, tables, freedom), genomes)
 
-        return jax.lax.fori_loop(0, 2, move, genomes)
+        return jax.lax.fori_loop(0, _MOVES, move, genomes)
+
+    # One hash an iteration: keys of its own for every move took half of the compilation.
+    seed = jax.random.bits(key, (2,), jnp.uint32)
 
     def advance(i: jax.Array, chains: _Chains) -> _Chains:
-        move_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
+        words = random_words(random_words(seed + i.astype(jnp.uint32), (2,)), (_MOVES * _WORDS_PER_MOVE + 1, num))
         # Every other chain makes two moves at once, so that compound moves (shrink here, grow there) can pass.
         num_moves = jnp.where(i == 0, 0, 1 + (jnp.arange(num, dtype=jnp.int32) + i) % 2)
-        proposed = moved(move_key, chains.genomes, num_moves)
+        proposed = moved(words[1:].reshape(_MOVES, _WORDS_PER_MOVE, num), chains.genomes, num_moves)
         scores, kept = scored(proposed)
         cooled = temperature * (1.0 - i / iterations) ** 2
-        luck = -jnp.log(jax.random.uniform(accept_key, (num,), scores.dtype, minval=1e-6))
+        luck = -jnp.log(jnp.maximum(words[0].astype(scores.dtype) * 2.0**-32, 1e-6))
         accept = scores <= chains.scores + cooled * luck
         better = scores < chains.best_scores
         return _Chains(

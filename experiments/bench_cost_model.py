@@ -30,7 +30,7 @@ import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hw import LOOPS, PASSES, Mapping, Operation, count, make_operation, stack_operations
-from hw.batching import into_blocks, map_blocks, out_of_blocks
+from hw.batching import into_blocks, out_of_blocks
 from hw.chip import make_chip
 from hw.cost import evaluate
 
@@ -67,33 +67,39 @@ class Prices(NamedTuple):
 
 
 class Designs(NamedTuple):
-    """One operation, mapping and chip; a batch of them has a leading axis."""
+    """Operations, mappings and chips, of arrays with a leading or, where said so, a trailing batch axis."""
 
     operation: Operation
     mapping: Mapping
     prices: Prices
 
 
-def evaluate_design(design: Designs) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Energy, cycles and excess of capacity."""
-    accesses, prices = count(design.operation, design.mapping), design.prices
+def over_rows(function: Callable) -> Callable:
+    """Of arrays with a trailing batch axis, from a function of one row."""
+    return jax.vmap(function, in_axes=-1, out_axes=-1)
+
+
+def evaluate_designs(designs: Designs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Energy, cycles and excess of capacity, (B,) each, of designs with a trailing batch axis."""
+    accesses, prices = over_rows(count)(designs.operation, designs.mapping), designs.prices
     words = jnp.sum(accesses.reads + accesses.fills + accesses.updates, axis=1)
-    energy = accesses.macs * prices.product + jnp.sum(words * accesses.instances * prices.word)
-    cycles = jnp.maximum(accesses.compute_cycles, jnp.max(words / prices.bandwidth))
-    excess = jnp.sum(jnp.maximum(jnp.sum(accesses.footprint, axis=1) / prices.capacity - 1.0, 0.0))
+    energy = accesses.macs * prices.product + jnp.sum(words * accesses.instances * prices.word, axis=0)
+    cycles = jnp.maximum(accesses.compute_cycles, jnp.max(words / prices.bandwidth, axis=0))
+    excess = jnp.sum(jnp.maximum(jnp.sum(accesses.footprint, axis=1) / prices.capacity - 1.0, 0.0), axis=0)
     return energy, cycles, excess
 
 
-def value_and_gradient(design: Designs) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Prices]]:
-    """Log energy + log cycles + excess, and its gradient in temporal and spatial factors and in prices."""
+def values_and_gradients(designs: Designs) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Prices]]:
+    """Log energy + log cycles + excess, (B,), and its gradient in temporal and spatial factors and in prices."""
 
     def objective(temporal: jax.Array, spatial: jax.Array, prices: Prices) -> jax.Array:
-        mapping = Mapping(temporal, spatial, design.mapping.order, design.mapping.keep)
-        energy, cycles, excess = evaluate_design(Designs(design.operation, mapping, prices))
+        mapping = Mapping(temporal, spatial, designs.mapping.order, designs.mapping.keep)
+        energy, cycles, excess = evaluate_designs(Designs(designs.operation, mapping, prices))
         return jnp.log(energy) + jnp.log(cycles) + excess
 
-    differentiated = jax.value_and_grad(objective, argnums=(0, 1, 2))
-    return differentiated(design.mapping.temporal, design.mapping.spatial, design.prices)
+    # Not a gradient under vmap, whose rules for the backward pass put the batch first and transpose it back.
+    values, pull_back = jax.vjp(objective, designs.mapping.temporal, designs.mapping.spatial, designs.prices)
+    return values, pull_back(jnp.ones_like(values))
 
 
 def random_designs(number: int, seed: int = 0) -> Designs:
@@ -126,13 +132,13 @@ class Timing(NamedTuple):
 
 
 def measure(function: Callable, designs: Designs, rows: int, in_blocks: bool = True) -> Timing:
-    """Compiles a function of one design for a batch of rows over all devices, and times it at its best.
+    """Compiles a function of designs with a trailing batch axis for a batch over all devices, and times it at its best.
 
     With `in_blocks`, from blocks to blocks; else from and to arrays with a leading batch axis, in blocks in between.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = BLOCK if on_cpu else -(-rows // jax.device_count())
-    batched = map_blocks(function)
+    batched: Callable = partial(jax.lax.map, function)
     batch = jax.tree.map(lambda leaf: np.resize(leaf, (rows, *leaf.shape[1:])), designs)
     if in_blocks:
         batch = into_blocks(batch, size)
@@ -181,15 +187,17 @@ def run(batches: Sequence[int]) -> dict:
     designs = random_designs(REFERENCE_BATCH)
     by_batch = {}
     for rows in batches:
-        values, gradients = (measure(f, designs, rows) for f in (evaluate_design, value_and_gradient))
+        values, gradients = (measure(f, designs, rows) for f in (evaluate_designs, values_and_gradients))
         by_batch[rows] = {
             "evaluations_per_s": values.per_s,
             "value_and_gradients_per_s": gradients.per_s,
             "compile_s": values.compile_s,
             "gradient_compile_s": gradients.compile_s,
         }
-    first_axis = [measure(f, designs, REFERENCE_BATCH, in_blocks=False) for f in (evaluate_design, value_and_gradient)]
-    whole = measure(partial(_evaluate_on, make_chip(), jnp.full(3, 8.0)), designs, REFERENCE_BATCH)
+    first_axis = [
+        measure(f, designs, REFERENCE_BATCH, in_blocks=False) for f in (evaluate_designs, values_and_gradients)
+    ]
+    whole = measure(over_rows(partial(_evaluate_on, make_chip(), jnp.full(3, 8.0))), designs, REFERENCE_BATCH)
     best = {
         name: max(row[name] for row in by_batch.values()) for name in ("evaluations_per_s", "value_and_gradients_per_s")
     }

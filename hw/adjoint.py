@@ -27,32 +27,30 @@ from hw.traffic import (
     PLACED,
     SLIDING,
     WEIGHTS,
+    Branches,
     K,
     Nest,
     Sweep,
     Traffic,
     Window,
     Words,
-    branches_per_run,
-    distinct_windows,
+    count_multicast,
+    held_and_starts,
     over,
     pick,
     settle,
     total,
     touched_inputs,
     twice,
-    window_fan_out,
 )
-from hw.windows import box_extent, tiles_along
-
-Sum = jax.Array | float
+from hw.windows import box_extent
 
 
 class Rows:
     """Sums of shares or cotangents by loop, each (L, B)."""
 
-    def __init__(self) -> None:
-        self.sums: list[Sum] = [0.0] * len(LOOPS)
+    def __init__(self, zeros: jax.Array) -> None:
+        self.sums = [zeros] * len(LOOPS)
 
     def add(self, loops: Iterable[int], share: jax.Array) -> None:
         """Adds the same (L, B) to each of the loops."""
@@ -64,20 +62,17 @@ class Rows:
         for x, j in enumerate(loops):
             self.sums[j] = self.sums[j] + shares[:, x]
 
-    def stack(self, like: jax.Array) -> jax.Array:
-        """(L, 8, B)."""
-        return jnp.stack(settle([jnp.broadcast_to(row, like.shape) for row in self.sums]), axis=1)
-
 
 class Shares:
     """Shares of the values of a `Nest`, of its tiles as they end at the bounds, and cotangents of temporal factors."""
 
-    def __init__(self, num_levels: int) -> None:
-        self.num_levels = num_levels
-        self.temporal, self.fan_out = Rows(), Rows()
-        self.branch, self.step, self.spanned, self.tile = Rows(), Rows(), Rows(), Rows()
-        self.temporal_above, self.fan_out_above = Rows(), Rows()
-        self.slope = Rows()
+    def __init__(self, nest: Nest) -> None:
+        zeros = jnp.zeros_like(nest.temporal[:, 0])
+        self.temporal, self.fan_out = Rows(zeros), Rows(zeros)
+        self.branch, self.step, self.spanned, self.tile = Rows(zeros), Rows(zeros), Rows(zeros), Rows(zeros)
+        self.temporal_above, self.fan_out_above = Rows(zeros), Rows(zeros)
+        self.slope = Rows(zeros)
+        self.num_levels = nest.num_levels
 
     def add_to_all_fan_outs(self, loops: Iterable[int], share: jax.Array) -> None:
         """Adds the share (B,) of a product over the fan-outs of all levels: that of the lowest, and those above it."""
@@ -125,7 +120,7 @@ def pull_back(
       cycles: of the compute cycles, (B,).
     """
     nest = traffic.nest
-    shares = Shares(nest.num_levels)
+    shares = Shares(nest)
     of_sweeps = (
         _pull_tiles(traffic, WEIGHTS, words[WEIGHTS], shares),
         _pull_windows(traffic, words[INPUTS], shares),
@@ -188,15 +183,10 @@ def _pull_asked(
 def _pull_windows(traffic: Traffic, given: Words, shares: Shares) -> SweepShares:
     """Inputs."""
     nest, words, window = traffic.nest, traffic.words[INPUTS], traffic.window
-    fan_outs = window_fan_out(nest, window)
-    different, pull = jax.vjp(lambda *x: distinct_windows(nest, *x), *fan_outs)
-    multicast = different * over(nest.fan_out, BOXED)
+    multicast = count_multicast(nest, traffic.branches)
     of_entering, of_asked = settle(_pull_asked(nest.keep[:, INPUTS], given.entering, given.asked, multicast))
     of_asked = of_asked * words.asked
-    of_fan_out, of_branch, of_number_below = pull(of_asked / different)
-    shares.fan_out.add(BOXED, of_asked)
-    shares.fan_out.add_each(SLIDING, of_fan_out * fan_outs[0])
-    shares.branch.add_each(SLIDING, of_branch * fan_outs[1])
+    of_number_below = _pull_branches(nest, traffic.branches, of_asked, shares)
     shares.add_to_all_fan_outs(MOVING[INPUTS], -of_asked[0])
     shares.add_to_all_times((K,), of_asked[0])
     of_tiles = of_entering * words.entering + given.first * words.first + given.blind * words.blind
@@ -212,23 +202,40 @@ def _pull_windows(traffic: Traffic, given: Words, shares: Shares) -> SweepShares
     shares.temporal_above.add((K,), outer.repeats)
     shares.temporal_above.add(MOVING[INPUTS], outer.outside)
     shares.step.add_each(SLIDING, outer.step)
-    shares.spanned.add_each(SLIDING, outer.spanned - inner.spanned)
+    shares.spanned.add_each(SLIDING, outer.spanned + inner.held)
     shares.tile.add(BOXED, of_largest)
-    of_number = of_tiles[:, None] / window.number + inner.number + outer.number
-    of_number = of_number.at[:-1].add(of_number_below[1:])
-    shares.tile.add_each(SLIDING, _pull_tile(nest, window, inner, of_number, of_largest))
+    of_below = jnp.concatenate([of_number_below[1:], jnp.zeros_like(of_number_below[:1])])
+    of_number = of_tiles[:, None] + inner.held + of_below
+    shares.tile.add_each(SLIDING, _pull_tile(nest, window, inner, of_number, outer.number, of_largest))
     return SweepShares(outer.still, outer.repeats, outer.relevant, outer.first)
 
 
-class WindowShares(NamedTuple):
-    """Cotangents of a `Window`: number of tiles (4, B), extents (2, B), reach (4, B), touched (B,); and shares of the
-    span that cuts runs into tiles, (4, B)."""
+def _pull_branches(nest: Nest, branches: Branches, of_multicast: jax.Array, shares: Shares) -> jax.Array:
+    """Pulls back shares (L, B) of `hw.traffic.count_multicast`; returns those of `Branches.number_below`, (L, 4, B)."""
+    shares.fan_out.add((*BOXED, *SLIDING), of_multicast)
+    outputs, taps, shared = branches.busy[:, :2], branches.busy[:, 2:], branches.shared
+    of_different = of_multicast[:, None] / branches.different
+    more_outputs, more_taps = jnp.maximum(0.0, outputs - shared.apart_i), jnp.maximum(0.0, taps - shared.apart_j)
+    of_found = -of_different * more_outputs * more_taps
+    of_outputs = of_different * outputs * (taps - jnp.where(more_outputs > 0.0, more_taps * shared.found, 0.0))
+    of_taps = of_different * taps * (outputs - jnp.where(more_taps > 0.0, more_outputs * shared.found, 0.0))
+    slopes = jnp.concatenate([of_found * shared.slope_a, of_found * shared.slope_b], axis=1)
+    shares.branch.add_each(SLIDING, slopes * nest.offset[None] * pick(nest.branch, SLIDING))
+    of_busy = jnp.concatenate([of_outputs, of_taps], axis=1) - of_multicast[:, None]
+    step = pick(nest.step, SLIDING)
+    of_step = of_busy * branches.passes_slope * step / branches.passes
+    shares.step.add_each(SLIDING, jnp.where(step <= pick(nest.bounds, SLIDING)[None], -of_step, 0.0))
+    return of_busy
 
-    number: jax.Array
+
+class WindowShares(NamedTuple):
+    """Of a `Window`: shares of the iterations within all its tiles, (4, B), which are their number times what one spans;
+    cotangents of extents (2, B), reach (4, B) and touched (B,)."""
+
+    held: jax.Array
     extents: jax.Array
     reach: jax.Array
     touched: jax.Array
-    spanned: jax.Array
 
 
 class _OuterSums:
@@ -273,7 +280,7 @@ def _pull_level(traffic: Traffic, given: Words, l: int, sums: _OuterSums) -> Win
         waiting.append(waiting[-1] * sweep.still[m] * sweep.relevant[m])
     of_box, of_touched = waiting[-1] * (entering + first), waiting[-1] * blind
     loops = jnp.zeros_like(window.tile[l])
-    pulled = WindowShares(loops, jnp.zeros_like(window.extents[l]), loops, of_touched, loops)
+    pulled = WindowShares(loops, jnp.zeros_like(window.extents[l]), loops, of_touched)
     if outers:
         slid = traffic.slides[l]
         share = waiting[-1] * ((entering + first) * window.box[l] + blind * window.touched[l])
@@ -323,36 +330,37 @@ def _pull_slide(
     moved = relevant * (1.0 - still)
     of_across = _add(of_across)
     return _add(moved * of_inputs), WindowShares(
-        number=_add(of_runs.number),
+        held=_add(of_runs.held),
         extents=(of_across[:2] + of_across[2:])[::-1],
         reach=_add(of_reach),
         touched=_add(moved * of_blind) + _add(total(of_touched_halo)),
-        spanned=_add(of_runs.step + of_runs.spanned),
     )
 
 
 class RunShares(NamedTuple):
-    """Of the runs of one level: cotangents of the tiles in and above, shares of step and span above, (M, 4, B)."""
+    """Of the runs of one level: shares of `held_and_starts` and of step and span above, and cotangents of the number of
+    tiles above, (M, 4, B)."""
 
-    number: jax.Array
+    held: jax.Array
     number_above: jax.Array
     step: jax.Array
     spanned: jax.Array
 
 
 def _pull_follows(traffic: Traffic, of_follows: jax.Array, l: int) -> RunShares:
-    """Pulls back shares of `Slide.follows` to what `hw.traffic.count_runs` takes."""
-    window, runs = traffic.window, traffic.slides[l].runs
-    number, whole = window.number[l][None], window.number[l + 1 :] - 1.0
-    branches, tiles_per_run = branches_per_run(traffic.nest, l)
-    following = number - runs
-    of_share = jnp.where(following > 0.0, of_follows / jnp.where(following > 0.0, following, 1.0), 0.0)
-    is_whole = branches <= number - whole * tiles_per_run
+    """Pulls back shares of `Slide.follows`."""
+    nest, window = traffic.nest, traffic.window
+    held, starts = held_and_starts(nest, window, l)
+    step, spanned = pick(nest.step[l + 1 :], SLIDING), pick(nest.spanned[l + 1 :], SLIDING)
+    following = held - starts
+    of_start = jnp.where(following > 0.0, -of_follows / jnp.where(following > 0.0, following, 1.0), 0.0)
+    whole = window.number[l + 1 :] - 1.0
+    is_whole = step <= held - whole * spanned
     return RunShares(
-        number=of_share * runs / number - jnp.where(is_whole, 0.0, of_share),
-        number_above=-of_share * jnp.where(is_whole, branches, branches - tiles_per_run),
-        step=-of_share * branches * jnp.where(is_whole, whole + 1.0, whole),
-        spanned=jnp.where(is_whole, 0.0, of_share * whole * tiles_per_run),
+        held=of_start * (jnp.where(is_whole, 0.0, held) - starts),
+        number_above=of_start * jnp.where(is_whole, step, step - spanned),
+        step=of_start * step * jnp.where(is_whole, whole + 1.0, whole),
+        spanned=jnp.where(is_whole, 0.0, -of_start * whole * spanned),
     )
 
 
@@ -362,7 +370,12 @@ def _add(levels: jax.Array) -> jax.Array:
 
 
 def _pull_tile(
-    nest: Nest, window: Window, given: WindowShares, of_number: jax.Array, of_largest: jax.Array
+    nest: Nest,
+    window: Window,
+    given: WindowShares,
+    of_number: jax.Array,
+    of_number_above: jax.Array,
+    of_largest: jax.Array,
 ) -> jax.Array:
     """Shares (L, 4, B) of the sliding loops' tile: through the number of tiles, whole and mean extents, and as the tile
     below others."""
@@ -373,9 +386,8 @@ def _pull_tile(
     _, pull = jax.vjp(lambda *x: touched_inputs(nest, *x), window.mean, window.below)
     of_touching, of_below = pull(given.touched)
     of_mean = (of_extents + partner) * steps + of_touching
-    bounds = pick(nest.bounds, SLIDING)[None]
-    _, pull = jax.vjp(lambda tile: tiles_along(bounds, tile), window.tile)
-    (of_tile,) = pull(of_number - of_mean * window.mean / window.number)
+    of_number = (of_number - of_mean * window.mean) / window.number + of_number_above
+    of_tile = of_number * window.number_slope
     of_whole = of_largest[:, None] / whole
     of_tile = of_tile + (given.reach + jnp.concatenate([of_whole, of_whole], axis=1)) * steps
     as_below: list[jax.Array] = []
@@ -420,19 +432,23 @@ def _collect(
     nest: Nest, spatial: jax.Array, shares: Shares, of_cycles: jax.Array, fanout: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """From shares of products over levels to cotangents of the factors of each level."""
-    names = ("temporal", "fan_out", "branch", "step", "spanned", "tile", "temporal_above", "fan_out_above", "slope")
-    of = settle({name: getattr(shares, name).stack(nest.temporal[:, 0]) for name in names})
-    inside = of["spanned"] + jnp.where(nest.spanned <= nest.bounds[None], of["tile"], 0.0)
-    # A factor spans its own tile and those of the levels above, and repeats what lies below.
-    spanned = [inside[-1]]
-    for l in range(nest.num_levels - 1, 0, -1):
-        spanned.insert(0, spanned[0] + of["branch"][l] + of["step"][l] + inside[l - 1])
-    of_times, of_fan_outs = [jnp.broadcast_to(of_cycles, spanned[0].shape)], [jnp.zeros_like(spanned[0])]
-    for l in range(nest.num_levels - 1):
-        of_times.append(of_times[l] + of["temporal_above"][l])
-        of_fan_outs.append(of_fan_outs[l] + of["fan_out_above"][l])
-    tiles, times, fan_outs = (jnp.stack(levels) for levels in settle((spanned, of_times, of_fan_outs)))
-    temporal = (of["temporal"] + tiles + times) / nest.temporal + of["slope"]
-    fan_out = of["fan_out"] + of["step"] + tiles + fan_outs
-    of_axes = fan_out[:, None] + (fanout * over(spatial, ALL))[:, :, None]
-    return temporal, of_axes / spatial
+    of = settle({name: rows.sums for name, rows in vars(shares).items() if isinstance(rows, Rows)})
+    temporal, fan_out = [], []
+    for j in range(len(LOOPS)):
+        inside = of["spanned"][j] + jnp.where(nest.spanned[:, j] <= nest.bounds[None, j], of["tile"][j], 0.0)
+        below = of["branch"][j] + of["step"][j]
+        # A factor spans its own tile and those of the levels above, and repeats what lies below.
+        of_tiles, of_times, of_fan_outs = [inside[-1]], [of_cycles], [jnp.zeros_like(of_cycles)]
+        for l in range(nest.num_levels - 1):
+            of_tiles.insert(0, of_tiles[0] + below[-1 - l] + inside[-2 - l])
+            of_times.append(of_times[l] + of["temporal_above"][j][l])
+            of_fan_outs.append(of_fan_outs[l] + of["fan_out_above"][j][l])
+        tiles, times, fan_outs = (jnp.stack(levels) for levels in (of_tiles, of_times, of_fan_outs))
+        temporal.append(of["temporal"][j] + tiles + times)
+        fan_out.append(of["fan_out"][j] + of["step"][j] + tiles + fan_outs)
+    # Loop by loop up to here: a stack earlier on would copy every sum.
+    of_slope, of_temporal, of_fan_out = (jnp.stack(rows, 1) for rows in settle((of["slope"], temporal, fan_out)))
+    of_axes = of_fan_out[:, None] + (fanout * over(spatial, ALL))[:, :, None]
+    # Shares become cotangents; 1 / x = y / (x y) makes one division of two.
+    inverse = settle(1.0 / nest.fan_out)[:, None]
+    return of_temporal / nest.temporal + of_slope, of_axes * spatial[:, ::-1] * inverse

@@ -49,7 +49,7 @@ def into_blocks(batch: Any, size: int) -> Any:
       size: rows per block, at most; blocks are equal, so the batch should have a divisor near this size.
 
     Returns:
-      The same rows as (blocks, ..., rows), for `map_blocks`.
+      The same rows as (blocks, ..., rows), for `jax.lax.map` of a function of a block.
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
     blocks = next(n for n in range(-(-rows // size), rows + 1) if rows % n == 0)
@@ -59,13 +59,3 @@ def into_blocks(batch: Any, size: int) -> Any:
 def out_of_blocks(blocks: Any) -> Any:
     """Undoes `into_blocks`: (blocks, ..., rows) -> (B, ...)."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 1).reshape(-1, *x.shape[1:-1]), blocks)
-
-
-def map_blocks(function: Callable) -> Callable:
-    """Turns a function of one row into one of `into_blocks`: block after block, all rows of a block at once.
-
-    Args:
-      function: takes and returns pytrees of arrays without a batch, such as `hw.accesses.count` or its gradient.
-    """
-    over_rows = jax.vmap(function, in_axes=-1, out_axes=-1)
-    return lambda *blocks: jax.lax.map(lambda block: over_rows(*block), blocks)

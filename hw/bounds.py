@@ -13,7 +13,7 @@ from hw.chip import Chip
 from hw.cost import REDUCED, with_defaults
 from hw.operation import LOOPS, RELEVANT, Operation
 from hw.step import Step
-from hw.windows import distinct_offsets
+from hw.windows import diagonals, distinct_offsets
 
 _ABSENT = 1e-3  # joules per bit
 _G, _N, _K, _C, _P, _Q, _R, _S = range(len(LOOPS))
@@ -59,8 +59,8 @@ class Corners(NamedTuple):
 def compulsory_words(operation: Operation) -> jax.Array:
     """Elements of weights, inputs and outputs that products touch, shape (3,): each crosses every boundary once."""
     bounds = operation.bounds
-    width = distinct_offsets(bounds[_P], bounds[_R], operation.stride[0], operation.dilation[0])
-    height = distinct_offsets(bounds[_Q], bounds[_S], operation.stride[1], operation.dilation[1])
+    width = distinct_offsets(bounds[_P], bounds[_R], diagonals(operation.stride[0], operation.dilation[0]))
+    height = distinct_offsets(bounds[_Q], bounds[_S], diagonals(operation.stride[1], operation.dilation[1]))
     boxed = jnp.prod(jnp.where(RELEVANT, bounds[None], 1.0), axis=-1)
     return boxed.at[1].set(bounds[_G] * bounds[_N] * bounds[_C] * width * height)
 

@@ -90,12 +90,17 @@ def evaluate(
     `density` defaults to 1 (every product is computed) and `resident` to 0 (all operands start and end in DRAM).
 
     Raises:
-      ValueError: a mapping over other levels than the chip's; bits that are not positive, shares outside of [0, 1], or NaN,
-        where they are concrete: inside `jax.jit` values are not known.
+      ValueError: a mapping over other levels than the chip's; bits, density or resident of another shape; bits or
+        capacities that are not positive, shares outside of [0, 1], or NaN, where they are concrete: inside `jax.jit`
+        values are not known.
     """
     if mapping.num_levels != len(chip.kinds):
         raise ValueError(f"expected a mapping over the chip's {len(chip.kinds)} levels, got {mapping.num_levels}")
+    for name, values, shape in (("bits", bits, (3,)), ("density", density, (2,)), ("resident", resident, (3,))):
+        if values is not None and np.shape(values) != shape:
+            raise ValueError(f"expected {name} of shape {shape}, got {np.shape(values)}; batch with jax.vmap")
     check_concrete(bits=bits, density=density, resident=resident)
+    _check_all("the chip's size_bits", chip.size_bits, "positive", lambda x: x > 0.0)
     return price(chip, operation, count(operation, mapping), bits, *with_defaults(bits, density, resident))
 
 

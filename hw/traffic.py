@@ -16,7 +16,7 @@ import numpy as np
 
 from hw.mapping import Mapping
 from hw.operation import LOOPS, OPERANDS, RELEVANT, Operation
-from hw.windows import box_extent, distinct_offsets, tiles_along, touched_extent
+from hw.windows import Diagonals, box_extent, diagonals, distinct_offsets, tiles_along, touched_extent
 
 WEIGHTS, INPUTS, OUTPUTS = range(len(OPERANDS))
 ALL = tuple(range(len(LOOPS)))
@@ -138,6 +138,7 @@ class Window(NamedTuple):
       tile: iterations of the sliding loops in the largest tile, at most the bound, (L, 4, B).
       below: the same of the next level below that keeps inputs, or of a MAC, (L, 4, B).
       number: tiles along each sliding loop, (L, 4, B).
+      number_slope: of `number` in `tile`, (L, 4, B).
       mean: iterations in the mean tile, (L, 4, B).
       extents: inputs of the mean tile along width and height, (L, 2, B).
       reach: extent along the axis of each sliding loop, of a whole tile of that loop and the mean of its partner,
@@ -153,6 +154,7 @@ class Window(NamedTuple):
     tile: jax.Array
     below: jax.Array
     number: jax.Array
+    number_slope: jax.Array
     mean: jax.Array
     extents: jax.Array
     reach: jax.Array
@@ -167,7 +169,8 @@ class Slide(NamedTuple):
     """What enters the window of one level while the M levels above move it.
 
     Attributes:
-      runs: sequences of tiles, in any instance, along which each loop slides, (M, 4, B).
+      starts: iterations within tiles that begin a run: a sequence of tiles, in any instance, along which a loop slides,
+        (M, 4, B).
       follows: of the iterations that move the inputs, those in which a tile follows another of its run, (M, 4, B).
       strip: extent that enters per step, along the axis a loop slides, if halos are kept, (M, 4, B).
       halo: inputs shared with the tile before, (M, 4, B).
@@ -177,7 +180,7 @@ class Slide(NamedTuple):
       blind: of those, how many are written without a read: as many as the tile's products touch, at most all, (M, B).
     """
 
-    runs: jax.Array
+    starts: jax.Array
     follows: jax.Array
     strip: jax.Array
     halo: jax.Array
@@ -186,14 +189,35 @@ class Slide(NamedTuple):
     blind: jax.Array
 
 
+class Branches(NamedTuple):
+    """The windows of the branches below each level: those along a sliding loop, and which of them are the same.
+
+    Attributes:
+      number_below: tiles of the level below along each sliding loop, (L, 4, B).
+      passes: over the branches that it takes to visit them all, (L, 4, B).
+      passes_slope: of `passes` in the iterations that all branches hold, at most the bound, (L, 4, B).
+      busy: branches that have a tile, in the mean over the passes, (L, 4, B).
+      shared: the diagonals along width and height, (L, 2, B).
+      different: windows of the busy branches along width and height, (L, 2, B).
+    """
+
+    number_below: jax.Array
+    passes: jax.Array
+    passes_slope: jax.Array
+    busy: jax.Array
+    shared: Diagonals
+    different: jax.Array
+
+
 class Traffic(NamedTuple):
-    """A nest, its sweeps and words by operand, and the windows of the inputs and how they slide, by level."""
+    """A nest, its sweeps and words by operand, the windows of the inputs, and how they slide and fan out."""
 
     nest: Nest
     sweeps: tuple[Sweep, ...]
     words: tuple[Words, ...]
     window: Window
     slides: list[Slide]
+    branches: Branches
 
 
 def count_traffic(operation: Operation, mapping: Mapping, conventions: Conventions) -> Traffic:
@@ -202,12 +226,13 @@ def count_traffic(operation: Operation, mapping: Mapping, conventions: Conventio
     sweeps = settle(tuple(_sweep(nest, operand) for operand in range(len(OPERANDS))))
     window = settle(make_window(nest, sweeps[INPUTS], conventions))
     slides = settle([slide(nest, sweeps[INPUTS], window, l, conventions) for l in range(nest.num_levels - 1)])
+    branches = _make_branches(nest, window)
     words = (
         _tile_words(nest, sweeps[WEIGHTS], WEIGHTS),
-        _window_words(nest, sweeps[INPUTS], window, slides),
+        _window_words(nest, sweeps[INPUTS], window, slides, branches),
         _tile_words(nest, sweeps[OUTPUTS], OUTPUTS),
     )
-    return Traffic(nest, sweeps, settle(words), window, slides)
+    return Traffic(nest, sweeps, settle(words), window, slides, branches)
 
 
 def _make_nest(operation: Operation, mapping: Mapping) -> Nest:
@@ -271,9 +296,9 @@ def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
     """Input tiles from a nest and the inputs' sweep."""
     bounds = pick(nest.bounds, SLIDING)[None]
     tile = jnp.minimum(pick(nest.spanned, SLIDING), bounds)
-    number = tiles_along(bounds, tile)
+    number, number_slope = tiles_along(bounds, tile)
     mean = bounds / number
-    extent = box_extent if conventions.gaps else distinct_offsets
+    extent = box_extent if conventions.gaps else _touched_only
     steps = nest.offset[None, :2], nest.offset[None, 2:]
     extents, whole = extent(mean[:, :2], mean[:, 2:], *steps), extent(tile[:, :2], tile[:, 2:], *steps)
     box = extents[:, 0] * extents[:, 1]
@@ -286,6 +311,7 @@ def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
         tile=tile,
         below=jnp.stack(below),
         number=number,
+        number_slope=number_slope,
         mean=mean,
         extents=extents,
         reach=jnp.concatenate(
@@ -299,6 +325,11 @@ def make_window(nest: Nest, sweep: Sweep, conventions: Conventions) -> Window:
     )
 
 
+def _touched_only(outputs: jax.Array, taps: jax.Array, stride: jax.Array, dilation: jax.Array) -> jax.Array:
+    """As `hw.windows.box_extent`, without the inputs in gaps."""
+    return distinct_offsets(outputs, taps, diagonals(stride, dilation))
+
+
 def touched_inputs(nest: Nest, tile: jax.Array, below: jax.Array) -> jax.Array:
     """Inputs of tiles that the tiles below them reach, (L, 4, B) twice -> (L, B)."""
     touched = touched_extent(
@@ -309,17 +340,17 @@ def touched_inputs(nest: Nest, tile: jax.Array, below: jax.Array) -> jax.Array:
 
 def slide(nest: Nest, sweep: Sweep, window: Window, l: int, conventions: Conventions) -> Slide:
     """Slides the window of level l by the temporal loops of the levels above."""
-    box, touched, number = window.box[l, None], window.touched[l, None], window.number[l][None]
+    box, touched = window.box[l, None], window.touched[l, None]
     relevant, moved = sweep.relevant[l + 1 :], 1.0 - sweep.still[l + 1 :]
-    runs = count_runs(number, window.number[l + 1 :], *branches_per_run(nest, l))
-    follows = relevant[:, None] * (number - runs) / number
+    held, starts = held_and_starts(nest, window, l)
+    follows = relevant[:, None] * (held - starts) / held
     across = twice(window.extents[l][::-1])
     strip = jnp.minimum(window.step[l + 1 :], window.reach[l][None])
     halo = (window.reach[l][None] - strip) * across if conventions.halo_reuse else jnp.zeros_like(strip)
     touched_halo = jnp.maximum(touched[:, None] - strip * across, 0.0) if conventions.halo_reuse else halo
     slid = window.first[l + 1 :] * follows
     return Slide(
-        runs=runs,
+        starts=starts,
         follows=follows,
         strip=strip,
         halo=halo,
@@ -329,22 +360,18 @@ def slide(nest: Nest, sweep: Sweep, window: Window, l: int, conventions: Convent
     )
 
 
-def branches_per_run(nest: Nest, l: int) -> tuple[jax.Array, jax.Array]:
-    """Tiles of level l side by side in the fan-out below each level above, and those of a whole run, (M, 4, B) each.
+def held_and_starts(nest: Nest, window: Window, l: int) -> tuple[jax.Array, jax.Array]:
+    """Iterations of each sliding loop within the tiles of level l, (1, 4, B), and within those that begin a run, (M, 4, B).
 
-    Where a sliding loop is the innermost to move the inputs, no temporal iterations of it lie between.
+    Where a sliding loop is the innermost to move the inputs, no temporal iterations of it lie between: each branch below
+    a level above begins a run, but in the last run along the loop only some branches may hold a tile.
     """
-    tile = pick(nest.spanned[l], SLIDING)[None]
-    return pick(nest.step[l + 1 :], SLIDING) / tile, pick(nest.spanned[l + 1 :], SLIDING) / tile
+    held = (window.number[l] * pick(nest.spanned[l], SLIDING))[None]
+    whole, step = window.number[l + 1 :] - 1.0, pick(nest.step[l + 1 :], SLIDING)
+    return held, whole * step + jnp.minimum(step, held - whole * pick(nest.spanned[l + 1 :], SLIDING))
 
 
-def count_runs(number: jax.Array, number_above: jax.Array, branches: jax.Array, tiles_per_run: jax.Array) -> jax.Array:
-    """Runs that hold a tile, over all branches: in the last run along a loop only some branches may."""
-    whole = number_above - 1.0
-    return whole * branches + jnp.minimum(branches, number - whole * tiles_per_run)
-
-
-def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide]) -> Words:
+def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide], branches: Branches) -> Words:
     """Inputs: as other operands, but the window that enters next may share its halo with the one before."""
     outside = over(nest.temporal_above, MOVING[INPUTS])
     repeats = sweep.repeats * nest.temporal_above[:, K]
@@ -361,7 +388,7 @@ def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide])
         afresh = waiting * window.box[l]
         inputs.append((entering + afresh, first + afresh, blind + waiting * window.touched[l]))
     entering, first, blind = (window.tiles * jnp.stack(kind) for kind in zip(*inputs, strict=True))
-    multicast = over(nest.fan_out, BOXED) * distinct_windows(nest, *window_fan_out(nest, window))
+    multicast = count_multicast(nest, branches)
     moving, slots = MOVING[INPUTS], nest.temporal[0, K] * nest.temporal_above[0, K]
     products = over(nest.bounds, moving) / over(nest.fan_out[0] * nest.fan_out_above[0], moving)
     asked = [slots * products * multicast[0]]
@@ -370,23 +397,23 @@ def _window_words(nest: Nest, sweep: Sweep, window: Window, slides: list[Slide])
     return Words(window.largest, entering, first, blind, jnp.stack(asked))
 
 
-def window_fan_out(nest: Nest, window: Window) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the sliding loops: fan-out, iterations between branches, and tiles of the level below, (L, 4, B) each."""
-    bounds = pick(nest.bounds, SLIDING)
+def _make_branches(nest: Nest, window: Window) -> Branches:
+    bounds, branch = pick(nest.bounds, SLIDING)[None], pick(nest.branch, SLIDING)
     number_below = jnp.concatenate([jnp.broadcast_to(bounds, window.number[:1].shape), window.number[:-1]])
-    return pick(nest.fan_out, SLIDING), pick(nest.branch, SLIDING), number_below
+    passes, passes_slope = tiles_along(bounds, jnp.minimum(pick(nest.step, SLIDING), bounds))
+    busy = number_below / passes
+    shared = diagonals(nest.offset[None, :2] * branch[:, :2], nest.offset[None, 2:] * branch[:, 2:])
+    different = distinct_offsets(busy[:, :2], busy[:, 2:], shared)
+    return Branches(number_below, passes, passes_slope, busy, shared, different)
 
 
-def distinct_windows(nest: Nest, fan_out: jax.Array, branch: jax.Array, number_below: jax.Array) -> jax.Array:
-    """Different windows among the branches below each level, (L, 4, B) thrice -> (L, B).
+def count_multicast(nest: Nest, branches: Branches) -> jax.Array:
+    """Different input tiles among the branches below each level, (L, B).
 
     The last pass over a loop may leave branches idle: what the mean number of busy ones want, per branch there is.
     """
-    bounds = pick(nest.bounds, SLIDING)[None]
-    busy = number_below / tiles_along(bounds, jnp.minimum(branch * fan_out, bounds))
-    steps = nest.offset[None, :2] * branch[:, :2], nest.offset[None, 2:] * branch[:, 2:]
-    different = distinct_offsets(busy[:, :2], busy[:, 2:], *steps)
-    return different[:, 0] * different[:, 1] * over(fan_out / busy, range(4))
+    idle = over(pick(nest.fan_out, SLIDING), range(4)) / over(branches.busy, range(4))
+    return over(nest.fan_out, BOXED) * branches.different[:, 0] * branches.different[:, 1] * idle
 
 
 def present(factor: jax.Array) -> jax.Array:

@@ -278,13 +278,19 @@ def test_gradients_in_chip_bits_density_and_residency(style, pass_, x64):
         ({"bits": (8.0, 8.0, float("nan"))}, "expected bits positive and finite"),
         ({"density": (1.0, 1.5)}, r"expected density in \[0, 1\], got \[1.0, 1.5\]"),
         ({"resident": (0.0, float("nan"), 0.0)}, r"expected resident in \[0, 1\]"),
+        ({"bits": (8.0, 8.0)}, r"expected bits of shape \(3,\), got \(2,\)"),
+        ({"density": 1.0}, r"expected density of shape \(2,\), got \(\)"),
+        ({"size_bits": (64.0, 0.0, 64.0, float("inf"))}, "expected the chip's size_bits positive, got"),
     ],
 )
 def test_numbers_out_of_range_are_named(arguments, message):
     operation = make_operation(K=2)
     numbers = {name: jnp.array(value) for name, value in ({"bits": BITS} | arguments).items()}
+    chip = make_chip()
+    if "size_bits" in numbers:
+        chip = dataclasses.replace(chip, size_bits=numbers.pop("size_bits"))
     with pytest.raises(ValueError, match=message):
-        evaluate(make_chip(), operation, outermost_mapping(operation, 4), **numbers)
+        evaluate(chip, operation, outermost_mapping(operation, 4), **numbers)
 
 
 def test_a_mapping_over_other_levels_is_an_error():
