@@ -26,9 +26,8 @@ from nets.low_bit_training import fit_low_bit, left_work
 from nets.training import split_model
 
 SKIPPING = ("zero skipping", "slice skipping")
-_ROUNDS = (
-    5  # of the mapper, behind a first one; each costs a tenth of a second on a small network, and compiles nothing
-)
+# Of the mapper, behind a first one; each costs a tenth of a second on a small network, and compiles nothing.
+_ROUNDS = 5
 _READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {
     ".onnx": read_onnx,
     ".yaml": read_zigzag_workload,
