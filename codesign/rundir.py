@@ -15,7 +15,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,9 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}; check the path")
     try:
-        return yaml.load(path.read_bytes(), Loader=_StrictLoader)
+        content = path.read_bytes()
+        _refuse_duplicate_keys(yaml.compose(content, Loader=yaml.SafeLoader))
+        return yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -228,18 +230,25 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"not valid YAML: {reason} in {path}; is this the right file?") from None
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys instead of silently keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node))
-        return super().construct_mapping(node, deep)
+def _refuse_duplicate_keys(root: yaml.Node | None) -> None:
+    """Raises ConstructorError where a key stands twice, of which a loader would silently keep the last."""
+    pending, visited = [root], set()  # an alias may lead back to where it stands
+    while pending:
+        node = pending.pop()
+        if id(node) in visited or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            pending += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            pending += [key, value]
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            keys.add(key.value)
 
 
 @contextlib.contextmanager
