@@ -28,6 +28,8 @@ FLOAT_STYLES = {"fp32": (32.0, 32.0), "fp16": (16.0, 32.0), "bf16": (16.0, 32.0)
 # Kinds of data whose switching was measured, on parallel multipliers only; see mac.activity in hw/data/logic.yaml.
 DATA = ("uniform", "gaussian", "relu", "stationary")
 PARALLEL_STYLES = ("fixed", "fusion")
+# Bits that an accumulator has beyond a product, where nothing else is said.
+GROWTH = 16.0
 # A look-up table of "lut": entries, and the additions and writes that fill it and the products it serves, by mode.
 TABLE_ENTRIES = 8.0
 TABLE_MULTIBIT = {"additions": 4.0, "writes": 7.0, "products": 3.0}
@@ -47,6 +49,7 @@ class Mac:
       table_sharing: units that read one table, each for another output channel, shape (); used by style "lut" only.
       style: see the module.
       data: kind of operands that energy is told for, one of `DATA`.
+      rounds: whether a sum wider than the accumulator loses its lowest bits; else it is a violation.
     """
 
     widths: jax.Array
@@ -56,6 +59,7 @@ class Mac:
     table_sharing: jax.Array | float
     style: str = dataclasses.field(metadata={"static": True})
     data: str = dataclasses.field(metadata={"static": True})
+    rounds: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def make_mac(
@@ -67,6 +71,7 @@ def make_mac(
     tree: float = 1.0,
     table_sharing: float = 16.0,
     data: str = "uniform",
+    rounds: bool = False,
 ) -> Mac:
     """A MAC with checked numbers.
 
@@ -74,11 +79,12 @@ def make_mac(
       style: one of `INTEGER_STYLES` or `FLOAT_STYLES`.
       widths: widest operands in bits, 1 or more; default 8 x 8 for "fixed" and "fusion", 16 x 16 for the others.
       slice_bits: width of a slice or brick, at most the operands' widths.
-      accumulator_bits: default the operands' widths and 16 bits of growth. A float style brings its own.
+      accumulator_bits: default the operands' widths and `GROWTH`. A float style brings its own.
       tree: units that share an accumulator behind an adder tree, 1 or more; integer styles only.
       table_sharing: units that share a table, 1 or more. The default is an assumption: UNPU, which has such tables,
         shares them over output channels, of how many is not public.
       data: kind of operands; other than "uniform" for "fixed" and "fusion" only, whose switching was measured.
+      rounds: whether sums wider than the accumulator lose their lowest bits; else they are a violation.
 
     Raises:
       ValueError: an unknown style or kind of data, one that was not measured for this style, widths below one bit or
@@ -98,7 +104,7 @@ def make_mac(
         operand, accumulator = FLOAT_STYLES[style]
         return Mac(jnp.full(2, operand), operand, accumulator, 1.0, float(table_sharing), style, data)
     widths = widths or ((8.0, 8.0) if style in PARALLEL_STYLES else (16.0, 16.0))
-    accumulator = sum(widths) + 16.0 if accumulator_bits is None else accumulator_bits
+    accumulator = sum(widths) + GROWTH if accumulator_bits is None else accumulator_bits
     if not (min(widths) >= 1.0 and slice_bits >= 1.0 and accumulator >= 1.0):
         raise ValueError(f"expected widths of 1 bit or more, got {widths=}, {slice_bits=}, {accumulator_bits=}")
     if style in ("slices", "fusion") and slice_bits > min(widths):
@@ -106,11 +112,13 @@ def make_mac(
     # An array, as designs that search for it have: with a Python number every function would be compiled once more.
     slice_width = jnp.asarray(slice_bits, dtype=float)
     numbers = float(accumulator), float(tree), float(table_sharing)
-    return Mac(jnp.array(widths, dtype=float), slice_width, *numbers, style, data)
+    return Mac(jnp.array(widths, dtype=float), slice_width, *numbers, style, data, rounds)
 
 
 def partial_sum_bits(mac: Mac, bits: jax.Array, reduction: jax.Array) -> jax.Array:
     """Width of a partial sum: both operands' bits and log2 of the number of products summed; fixed for float styles.
+
+    A MAC that `rounds` keeps no more bits than its accumulator has.
 
     Args:
       mac: the unit.
@@ -122,7 +130,8 @@ def partial_sum_bits(mac: Mac, bits: jax.Array, reduction: jax.Array) -> jax.Arr
     """
     if mac.style in FLOAT_STYLES:
         return jnp.asarray(mac.accumulator_bits, bits.dtype)
-    return bits.sum() + jnp.log2(reduction)
+    exact = bits.sum() + jnp.log2(reduction)
+    return jnp.minimum(exact, mac.accumulator_bits) if mac.rounds else exact
 
 
 def product_cycles(mac: Mac, bits: jax.Array) -> jax.Array:

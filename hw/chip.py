@@ -217,14 +217,15 @@ def make_chip(
     vector: Mac | None = None,
     vector_lanes: float = 8,
     resident_fraction: float = 0.5,
+    clusters: tuple[float, float] = (1, 1),
 ) -> Chip:
-    """A chip of four levels (register per MAC, local SRAM feeding the array, shared SRAM, DRAM), numbers checked.
+    """A chip of four levels (register per MAC, local SRAM feeding an array, shared SRAM, DRAM), numbers checked.
 
     Args:
-      rows: MACs along Y.
-      columns: MACs along X.
+      rows: MACs of an array along Y.
+      columns: MACs of an array along X.
       register_bits: register file of each MAC.
-      local_kib: local SRAM (a read and a write port).
+      local_kib: local SRAM of an array (a read and a write port).
       shared_kib: shared SRAM (one port).
       register_bandwidth_bits: width of a register file's ports.
       local_bandwidth_bits: bits per cycle of the local SRAM; default 32 for each row and column.
@@ -243,6 +244,7 @@ def make_chip(
       vector: unit of a vector lane; default fp32, as master weights are float32.
       vector_lanes: lanes of the vector unit.
       resident_fraction: share of the shared SRAM for tensors that stay between operations.
+      clusters: arrays along X and Y, each with a local SRAM of its own, one or more.
 
     Raises:
       ValueError: a number that is not positive and finite, a fraction outside [0, 1), an SRAM bank below 64 bytes, a
@@ -258,6 +260,7 @@ def make_chip(
         register_bandwidth_bits=register_bandwidth_bits, local_bandwidth_bits=local_bandwidth_bits,
         shared_bandwidth_bits=shared_bandwidth_bits, dram_bandwidth_bits=dram_bandwidth_bits, local_banks=local_banks,
         shared_banks=shared_banks, vdd=vdd, local_vdd=local_vdd, shared_vdd=shared_vdd, vector_lanes=vector_lanes,
+        clusters_along_x=clusters[0], clusters_along_y=clusters[1],
     )  # fmt: skip
     if not 0.0 <= resident_fraction < 1.0:
         raise ValueError(f"expected resident_fraction in [0, 1), got {resident_fraction}")
@@ -268,7 +271,7 @@ def make_chip(
         technology=technology,
         mac=make_mac() if mac is None else mac,
         vector=make_mac("fp32") if vector is None else vector,
-        fanout=jnp.array([[1, 1], [columns, rows], [1, 1], [1, 1]], dtype=float),
+        fanout=jnp.array([[1, 1], [columns, rows], clusters, [1, 1]], dtype=float),
         size_bits=jnp.array([register_bits, local_kib * KIB, shared_kib * KIB, math.inf], dtype=float),
         bandwidth_bits=jnp.array(
             [register_bandwidth_bits, local_bandwidth_bits, shared_bandwidth_bits, dram_bandwidth_bits], dtype=float

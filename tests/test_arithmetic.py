@@ -293,6 +293,9 @@ def test_cycles_have_the_slope_of_the_chord_to_the_next_cheaper_width(x64):
 def test_partial_sums_hold_every_product():
     # 8 + 6 bits and 1024 products.
     assert partial_sum_bits(make_mac("slices"), jnp.array([8.0, 6.0]), jnp.array(1024.0)) == 24.0
+    rounding = make_mac("slices", accumulator_bits=20.0, rounds=True)
+    assert partial_sum_bits(rounding, jnp.array([8.0, 6.0]), jnp.array(1024.0)) == 20.0
+    assert partial_sum_bits(rounding, jnp.array([4.0, 4.0]), jnp.array(1024.0)) == 18.0
     assert partial_sum_bits(make_mac("bf16"), jnp.array([16.0, 16.0]), jnp.array(1024.0)) == 32.0
 
 

@@ -48,6 +48,16 @@ def test_area_by_hand():
     assert chip.instances().tolist() == [32, 1, 1, 1] and chip.num_macs() == 32
 
 
+def test_clusters_feed_their_macs_over_shorter_wires():
+    one = make_chip(rows=16, columns=24, local_kib=48, local_banks=12, local_bandwidth_bits=768)
+    six = make_chip(rows=8, columns=8, local_kib=8, local_banks=2, local_bandwidth_bits=128, clusters=(3, 2))
+    assert six.num_macs() == one.num_macs() and six.instances().tolist() == [384, 6, 1, 1]
+    assert float(six.area().total) == pytest.approx(float(one.area().total), rel=1e-6)
+    local, shared = (level.item() for level in (six.wire_energy_per_bit() / one.wire_energy_per_bit())[1:3])
+    # 8 + 8 hops against 16 + 24; from the shared memory 3 + 2 hops to six clusters against one to the whole.
+    assert local == pytest.approx(16 / 40) and shared == pytest.approx(2.5 / 6**0.5, rel=1e-6)
+
+
 @pytest.mark.parametrize("style", [*INTEGER_STYLES, *FLOAT_STYLES])
 def test_every_style_of_mac_builds(style):
     chip = make_chip(mac=make_mac(style))
@@ -168,6 +178,7 @@ def test_gradients_in_every_float(x64):
         ({"frequency_hz": ()}, "rising pairs of"),
         ({"resident_fraction": 1.0}, r"in \[0, 1\)"),
         ({"local_kib": 1, "local_banks": 32}, "local banks of 64 bytes or more"),
+        ({"clusters": (2, 0)}, "clusters_along_y positive"),
         ({"node_nm": 3}, "nearest is 7"),
         ({"node_nm": 65, "technology": make_technology(28)}, "either node_nm or technology"),
     ],

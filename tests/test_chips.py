@@ -23,7 +23,9 @@ OPTIONAL = {"base_mode", "base_vdd", "sparsity", "derived", "network"}
 
 def input_numbers(preset):
     """Every number that a preset gives to the cost model, from memory sizes to clocks."""
-    facts = [getattr(preset, name) for name in ("node_nm", "clock", "sram_kib", "register_bits", "memory_vdd")]
+    facts = [
+        getattr(preset, name) for name in ("node_nm", "clock", "sram_kib", "register_bits", "sum_bits", "memory_vdd")
+    ]
     numbers = [np.ravel(fact.value) for fact in facts if fact is not None]
     numbers += [[it.value, it.low, it.high] for it in preset.assumptions.values()]
     numbers += [[mode.num_macs] for mode in preset.modes.values() if mode.num_macs]
@@ -114,6 +116,8 @@ def test_presets_make_chips_at_the_clocks_they_report(name):
             expected = choice.num_macs or preset.assumptions["num_macs"].value
             assert float(chip.num_macs()) == pytest.approx(expected, rel=1e-6)
             assert chip.technology.node_nm == preset.node_nm.value
+        if preset.clusters is not None:
+            assert float(chip.instances()[chip.array_level]) == preset.clusters.value
         if preset.sram_kib is not None:
             kib = float((chip.instances() * chip.size_bits)[1:3].sum()) / 8192
             assert kib == pytest.approx(preset.sram_kib.value, rel=1e-5)
@@ -140,7 +144,7 @@ def test_data_scale_what_switches_and_nothing_else():
 
 def test_only_what_a_chip_leaves_open_is_assumed():
     assert set(PRESETS["eyeriss"].assumed()) == {"local_share", "port_bits", "tree", "activity", "density"}
-    assert set(PRESETS["pnpu"].assumed()) == set(COMMON) - {"tree", "table_sharing"} | {"num_macs"}
+    assert set(PRESETS["pnpu"].assumed()) == set(COMMON) - {"tree", "sum_bits", "table_sharing"} | {"num_macs"}
     assert math.isclose(float(PRESETS["pnpu"].make("fp8", values={"num_macs": 512.0}).num_macs()), 512, rel_tol=1e-6)
 
 

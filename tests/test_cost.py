@@ -210,6 +210,19 @@ def test_misfits_are_relative_excess_by_name():
     assert {name: over for name, over in excess.items() if over} == pytest.approx(expected)
 
 
+def test_sums_that_are_rounded_move_and_fit_as_their_accumulator_is_wide():
+    def at(rounds):
+        mac = make_mac("fixed", accumulator_bits=16.0, rounds=rounds)
+        return cost(make_chip(rows=8, columns=16, register_bits=64, mac=mac))
+
+    exact, rounded = at(rounds=False), at(rounds=True)
+    width = 16 + np.log2(144)
+    # Sums alone rest in the registers; what else they hold is not rounded.
+    assert rounded.access_energy[0, 2] / exact.access_energy[0, 2] == pytest.approx(16 / width, rel=1e-6)
+    assert (rounded.access_energy[0, :2] == exact.access_energy[0, :2]).all()
+    assert rounded.mac_energy < exact.mac_energy and rounded.violation[-1] == 0.0 < exact.violation[-1]
+
+
 def test_resident_tensors_leave_dram():
     alone, resident = cost(), cost(resident=(1.0, 1.0, 1.0))
     assert alone.access_energy[3].min() > 0 and (resident.access_energy[3] == 0).all()

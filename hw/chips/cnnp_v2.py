@@ -6,6 +6,7 @@ CNNP_V2 = Preset(
     title="CNNP-v2 (AICAS 2019)",
     node_nm=Fact(65, "abstract, doi 10.1109/AICAS.2019.8771617"),
     clock=Fact(((0.48, 10e6),), "abstract"),
+    clusters=Fact(1, "abstract: PEs in one two-dimensional mesh"),
     modes={"full": Mode("fixed", 1024, None, "abstract for the number of MACs")},
     mechanisms={
         "shifted inputs": "abstract: one-dimensional shift convolution, distributed memory",

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hw.arithmetic import FLOAT_STYLES, INTEGER_STYLES, make_mac
+from hw.arithmetic import FLOAT_STYLES, GROWTH, INTEGER_STYLES, Mac, make_mac
 from hw.chip import Chip, make_chip
 from hw.chips.mechanisms import MECHANISMS
 from hw.technology import Technology, make_technology, unknown
@@ -70,6 +70,16 @@ COMMON = {
     "kib_per_mac": Assumption(
         0.25, 0.06, 0.5, "SRAM where its size is not public; UNPU, LNPU and DNPU have 0.06 to 0.38"
     ),
+    "cluster_macs": Assumption(
+        256,
+        64,
+        2048,
+        "MACs that one local memory feeds; UNPU, RaPiD, DNPU, Eyeriss and Envision have 48 to 2048, 344 in the geometric"
+        " mean; the nearest power of two",
+    ),
+    "sum_bits": Assumption(
+        32, 16, 48, "partial sums of integer MACs, rounded to so many bits; Eyeriss keeps 16, exact sums have up to 45"
+    ),
     "activity": Assumption(
         0.68,
         0.48,
@@ -93,6 +103,8 @@ class Preset:
       modes: ways to use the array, by name.
       sram_kib: SRAM on the chip, None where it is not public.
       register_bits: registers beside each MAC, None where it is not public.
+      clusters: arrays, each with a local memory of its own, that the MACs are split into, None where it is not public.
+      sum_bits: bits that are kept of a partial sum, None where it is not public.
       memory_vdd: supply of the SRAM in volts where it is not that of the array.
       dram: kind of its external memory, None where it is not public.
       mechanisms: what the chip does beyond its MACs, by the names of `hw.chips.mechanisms`, and where that stands.
@@ -105,6 +117,8 @@ class Preset:
     modes: Mapping[str, Mode]
     sram_kib: Fact | None = None
     register_bits: Fact | None = None
+    clusters: Fact | None = None
+    sum_bits: Fact | None = None
     memory_vdd: Fact | None = None
     dram: Fact | None = None
     mechanisms: Mapping[str, str] = field(default_factory=dict)
@@ -113,10 +127,13 @@ class Preset:
     def assumed(self) -> dict[str, Assumption]:
         """Everything assumed that this chip's cost depends on, by name."""
         styles = {mode.style for mode in self.modes.values()}
-        idle = set() if styles & set(INTEGER_STYLES) else {"tree"}
+        idle = set() if styles & set(INTEGER_STYLES) else {"tree", "sum_bits"}
         idle |= set() if "lut" in styles else {"table_sharing"}
-        idle |= {"kib_per_mac"} if self.sram_kib else set()
-        idle |= {"register_bits"} if self.register_bits else set()
+        told = {
+            "kib_per_mac": self.sram_kib, "register_bits": self.register_bits, "cluster_macs": self.clusters,
+            "sum_bits": self.sum_bits,
+        }  # fmt: skip
+        idle |= {name for name, fact in told.items() if fact is not None}
         return {name: it for name, it in COMMON.items() if name not in idle} | dict(self.assumptions)
 
     def require_one(self, *mechanisms: str) -> None:
@@ -154,7 +171,7 @@ class Preset:
         values: Mapping[str, float] | None = None,
         technology: Technology | None = None,
     ) -> Chip:
-        """The chip in one of its modes: a square array of its MACs, four memory levels as in `make_chip`.
+        """The chip in one of its modes: square arrays of its MACs, side by side, and four memory levels as in `make_chip`.
 
         MACs behind one adder tree share their registers, as they share the accumulator: a partial sum moves once for all.
 
@@ -168,29 +185,34 @@ class Preset:
           ValueError: an unknown mode, or a number for what is not assumed.
         """
         choice, numbers = self._mode(mode), self._numbers(values)
-        num_macs = choice.num_macs or numbers["num_macs"]
         integer = choice.style in INTEGER_STYLES
-        mac = make_mac(
-            choice.style,
-            choice.widths or (self.bits(mode, values) if integer else None),
-            tree=numbers["tree"] if integer else 1.0,
-            table_sharing=numbers.get("table_sharing", 1.0),
-            slice_bits=choice.slice_bits,
-        )
-        memory_vdd = self.memory_vdd.value if self.memory_vdd else None
+        num_macs = choice.num_macs or numbers["num_macs"]
+        clusters = self.clusters.value if self.clusters else max(1, round(num_macs / numbers["cluster_macs"]))
         sram_kib = self.sram_kib.value if self.sram_kib else numbers["kib_per_mac"] * num_macs
-        side, local_kib = math.sqrt(num_macs), sram_kib * numbers["local_share"]
+        local_kib, memory_vdd = sram_kib * numbers["local_share"], self.memory_vdd.value if self.memory_vdd else None
+        side, whole_side = math.sqrt(num_macs / clusters), math.sqrt(num_macs)
         chip = make_chip(
-            rows=side, columns=side, mac=mac,
+            rows=side, columns=side, clusters=_near_square(clusters), mac=self._mac(choice, numbers),
             register_bits=self.register_bits.value if self.register_bits else numbers["register_bits"],
-            local_kib=local_kib, local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
-            shared_kib=sram_kib - local_kib, shared_bandwidth_bits=16 * side,
-            shared_banks=16 * side / numbers["port_bits"],
+            local_kib=local_kib / clusters,
+            local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
+            shared_kib=sram_kib - local_kib,
+            shared_bandwidth_bits=16 * whole_side, shared_banks=16 * whole_side / numbers["port_bits"],
             technology=_with_activity(technology or self.technology(), numbers["activity"]),
             local_vdd=memory_vdd, shared_vdd=memory_vdd,
             vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value, resident_fraction=0.0,
         )  # fmt: skip
         return _share_registers(chip, numbers["tree"]) if integer else chip
+
+    def _mac(self, mode: Mode, numbers: Mapping[str, float]) -> Mac:
+        if mode.style in FLOAT_STYLES:
+            return make_mac(mode.style)
+        sum_bits = self.sum_bits.value if self.sum_bits else numbers["sum_bits"]
+        widths = mode.widths or mode.bits or (numbers["operand_bits"],) * 2
+        return make_mac(
+            mode.style, widths, mode.slice_bits, min(sum_bits, sum(widths) + GROWTH), rounds=True,
+            tree=numbers["tree"], table_sharing=numbers.get("table_sharing", 1.0),
+        )  # fmt: skip
 
     def _mode(self, mode: str) -> Mode:
         if mode not in self.modes:
@@ -203,6 +225,12 @@ class Preset:
             if name not in numbers:
                 raise ValueError(unknown(f"assumption of {self.title}", name, numbers))
         return numbers | dict(values or {})
+
+
+def _near_square(number: int) -> tuple[int, int]:
+    """Columns and rows, as near to a square as whole numbers allow, the columns no fewer."""
+    rows = next(rows for rows in range(math.isqrt(number), 0, -1) if number % rows == 0)
+    return number // rows, rows
 
 
 def _with_activity(technology: Technology, activity: float) -> Technology:
