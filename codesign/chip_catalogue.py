@@ -18,6 +18,7 @@ SWITCHES = {
     "fixed": "one multiplier of full width",
     "slices": "products of slices, one pair a cycle",
     "fusion": "bricks that join for wider operands",
+    "subwords": "a multiplier that takes several narrow products side by side",
     "serial": "one operand bit by bit",
     "lut": "look-up tables, one operand bit by bit",
     **dict.fromkeys(FLOAT_STYLES, "floating point"),

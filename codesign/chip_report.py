@@ -29,6 +29,7 @@ from codesign.problem import free_variables, load_chip
 from codesign.sharding import make_mesh
 from codesign.summary import describe_bits, describe_chip, describe_mappings
 from codesign.tracing import Workload
+from hw.arithmetic import SLICED_STYLES
 from hw.chip import Chip
 from hw.units import KIB, MILLIWATT, MM2
 
@@ -129,7 +130,7 @@ def make_space(base: Chip, free: Sequence[str] | None) -> DesignSpace:
     """
     if len(base.names) != 4:
         raise ValueError(f"expected a chip of four memory levels, got {', '.join(base.names)}; search another chip")
-    has_slices = base.mac.style in ("slices", "fusion")
+    has_slices = base.mac.style in SLICED_STYLES
     if free is not None and "slice_bits" in free and not has_slices:
         raise ValueError(f"expected MACs of slices or bricks to free slice_bits, got {base.mac.style!r}; leave it out")
     names = [name for name in SEARCHED_VARIABLES if name != "slice_bits" or has_slices]

@@ -5,6 +5,8 @@ Styles:
   "slices": an s x s bit multiplier used over time: ceil(a/s) ceil(b/s) cycles per product of a and b bits.
   "fusion": an N x M bit multiplier cut into s x s bit bricks side by side: narrow products share a cycle, and are
     summed into the one accumulator.
+  "subwords": an N x M bit multiplier cut along both operands at once: n narrow products share a cycle, on the diagonal of
+    its n x n parts, each with an accumulator of its own; the parts off the diagonal rest.
   "serial": the first read operand enters bit by bit, the second (widths[1]) in parallel: a cycles per product.
   "lut": the first read operand enters bit by bit, for three products at once, and its bits look up the sum of the
     second operands in a table of 2**3: a/3 cycles per product. Of a single bit, +1 or -1, four at once: 1/4 cycle.
@@ -22,7 +24,9 @@ import jax.numpy as jnp
 
 from hw.technology import Technology, logic_energy_scale, unknown
 
-INTEGER_STYLES = ("fixed", "slices", "fusion", "serial", "lut")
+INTEGER_STYLES = ("fixed", "slices", "fusion", "subwords", "serial", "lut")
+# Styles whose units are made of parts of `slice_bits`.
+SLICED_STYLES = ("slices", "fusion", "subwords")
 # Floating-point style: (width of the operands, width of the accumulator) in bits.
 FLOAT_STYLES = {"fp32": (32.0, 32.0), "fp16": (16.0, 32.0), "bf16": (16.0, 32.0), "fp8": (8.0, 16.0)}
 # Kinds of data whose switching was measured, on parallel multipliers only; see mac.activity in hw/data/logic.yaml.
@@ -43,7 +47,7 @@ class Mac:
 
     Attributes:
       widths: widest first and second read operand in bits, shape (2,).
-      slice_bits: width of a slice or brick in bits, shape (); used by styles "slices" and "fusion" only.
+      slice_bits: width of a slice, brick or narrowest subword in bits, shape (); used by `SLICED_STYLES` only.
       accumulator_bits: width of the accumulator in bits, shape ().
       tree: units whose products an adder tree sums before the one accumulator they share, shape ().
       table_sharing: units that read one table, each for another output channel, shape (); used by style "lut" only.
@@ -78,7 +82,7 @@ def make_mac(
     Args:
       style: one of `INTEGER_STYLES` or `FLOAT_STYLES`.
       widths: widest operands in bits, 1 or more; default 8 x 8 for "fixed" and "fusion", 16 x 16 for the others.
-      slice_bits: width of a slice or brick, at most the operands' widths.
+      slice_bits: width of a slice, brick or narrowest subword, at most the operands' widths.
       accumulator_bits: default the operands' widths and `GROWTH`. A float style brings its own.
       tree: units that share an accumulator behind an adder tree, 1 or more; integer styles only.
       table_sharing: units that share a table, 1 or more. The default is an assumption: UNPU, which has such tables,
@@ -107,7 +111,7 @@ def make_mac(
     accumulator = sum(widths) + GROWTH if accumulator_bits is None else accumulator_bits
     if not (min(widths) >= 1.0 and slice_bits >= 1.0 and accumulator >= 1.0):
         raise ValueError(f"expected widths of 1 bit or more, got {widths=}, {slice_bits=}, {accumulator_bits=}")
-    if style in ("slices", "fusion") and slice_bits > min(widths):
+    if style in SLICED_STYLES and slice_bits > min(widths):
         raise ValueError(f"expected slice_bits of at most {min(widths)}, the operands' width, got {slice_bits}")
     # An array, as designs that search for it have: with a Python number every function would be compiled once more.
     slice_width = jnp.asarray(slice_bits, dtype=float)
@@ -146,7 +150,8 @@ def product_cycles(mac: Mac, bits: jax.Array) -> jax.Array:
       mac: the unit.
       bits: widths of the two read operands, shape (2,).
 
-    Source: Bit Fusion (ISCA 2018) for "fusion", Stripes (MICRO 2016) for "serial", UNPU (JSSC 2019) for "lut".
+    Source: Bit Fusion (ISCA 2018) for "fusion", Envision (ISSCC 2017) for "subwords", Stripes (MICRO 2016) for "serial",
+    UNPU (JSSC 2019) for "lut".
     """
     if mac.style == "slices":
         slices = jnp.ceil(bits / mac.slice_bits)
@@ -156,6 +161,11 @@ def product_cycles(mac: Mac, bits: jax.Array) -> jax.Array:
         narrower = mac.slice_bits * jnp.floor(_bricks(mac) / (copies + 1.0))
         lower = 1.0 / _parallel_products(mac, jnp.maximum(narrower, 1.0))
         return _with_chord(1.0 / copies, bits, lower, narrower).prod()
+    if mac.style == "subwords":
+        copies = _subwords(mac, bits)
+        narrower = mac.slice_bits * jnp.floor(_bricks(mac).min() / (copies + 1.0))
+        lower = 1.0 / _subwords(mac, jnp.full(2, jnp.maximum(narrower, 1.0)))
+        return _with_chord(1.0 / copies, bits.max(), lower, narrower)
     if mac.style in ("serial", "lut"):
         serial = jnp.ceil(bits[0])
         cycles = _with_chord(serial, bits[0], serial - 1.0, serial - 1.0)
@@ -197,7 +207,8 @@ def product_energy(
 
     Source: as `cycle_energy`; numbers of additions and writes by counting those that eight sums take.
     """
-    energy = product_cycles(mac, bits) * cycle_energy(mac, technology, vdd, sum_bits)
+    copies = jax.lax.stop_gradient(_subwords(mac, bits)) if mac.style == "subwords" else 1.0
+    energy = product_cycles(mac, bits) * cycle_energy(mac, technology, vdd, sum_bits, copies)
     if mac.style != "lut":
         return energy
     write = technology["register.energy.write"] + technology["register.energy.write_depth"] * TABLE_ENTRIES
@@ -206,20 +217,23 @@ def product_energy(
     return energy + fill * share * technology["gate.energy"] * logic_energy_scale(technology, vdd)
 
 
-def cycle_energy(mac: Mac, technology: Technology, vdd: jax.Array, sum_bits: jax.Array | float) -> jax.Array:
+def cycle_energy(
+    mac: Mac, technology: Technology, vdd: jax.Array, sum_bits: jax.Array | float, subwords: jax.Array | float = 1.0
+) -> jax.Array:
     """Dynamic energy in joules of one busy cycle of a MAC, shape ().
 
     Integer: (activity (e_p N M + e_o p) + e_a acc / n) gate units. N x M is the multiplier (the slice, 1 x M when
     serial), p = N + M the width of what is added, acc the partial sum, shared by n units behind an adder tree: n
     products take n additions with or without a tree, those of the tree wider by (n - 1)/n bit on average. A table is
-    read like a register file of its depth. To these come an additive overhead for shifting slices, for cutting bricks
-    apart, or for serial operation.
+    read like a register file of its depth. Of n subwords a share 1/n of the multiplier works, and n sums are accumulated.
+    To these come an additive overhead for shifting slices, for cutting bricks or subwords apart, or for serial operation.
 
     Args:
       mac: the unit.
       technology: constants.
       vdd: supply in volts, shape ().
       sum_bits: width of the partial sums being accumulated, shape ().
+      subwords: narrow products that share the cycle of a multiplier of this style, shape ().
 
     Source: switching counts of synthesised units (hw/data/logic.yaml), one unit anchored on Horowitz, ISSCC 2014.
     """
@@ -230,8 +244,10 @@ def cycle_energy(mac: Mac, technology: Technology, vdd: jax.Array, sum_bits: jax
     added, product = first + second, technology["mac.energy.product"] * first * second
     if mac.style == "lut":
         added, product = second, _table_read(technology) * second
+    elif mac.style == "subwords":
+        product = product * (1.0 + technology["mac.subwords.energy"]) / subwords
     addition = technology["mac.energy.operand"] * (added + (mac.tree - 1.0) / mac.tree)
-    accumulated = sum_bits / mac.tree
+    accumulated = sum_bits * subwords / mac.tree
     units = technology[f"mac.activity.{mac.data}"] * (product + addition)
     units += technology["mac.energy.accumulator"] * accumulated
     if mac.style == "slices":
@@ -248,7 +264,7 @@ def transistors(mac: Mac, technology: Technology) -> jax.Array:
 
     a (N - 1/2)(M - 1/2) + c (acc - 1) / n, the adder tree's share, and the overhead of slices, bricks, serial
     operation or a table. A tree over n products of p bits holds (n - 1)(p + 1) - log2(n) bits of adders, one bit wider
-    from stage to stage.
+    from stage to stage. Subwords share the bits of one accumulator.
 
     Source: synthesised units (hw/data/logic.yaml).
     """
@@ -269,6 +285,8 @@ def transistors(mac: Mac, technology: Technology) -> jax.Array:
         count += technology["mac.slices.area"] * accumulator * jnp.log2(1.0 + positions)
     elif mac.style == "fusion":
         count += technology["mac.fusion.area"] * _cut_bits(mac)
+    elif mac.style == "subwords":
+        count += technology["mac.subwords.area"] * technology["mac.area.product"] * first * second
     elif mac.style in ("serial", "lut"):
         count += technology["mac.serial.area"] * (second + accumulator)
     return count
@@ -300,6 +318,11 @@ def _parallel_products(mac: Mac, bits: jax.Array) -> jax.Array:
     """Products side by side along each axis of the bricks, shape (2,)."""
     # Operands too wide, which is a violation, still take all bricks.
     return jnp.maximum(jnp.floor(_bricks(mac) / jnp.ceil(bits / mac.slice_bits)), 1.0)
+
+
+def _subwords(mac: Mac, bits: jax.Array) -> jax.Array:
+    """Products side by side on the diagonal of a multiplier cut into parts, shape ()."""
+    return _parallel_products(mac, bits).min()
 
 
 def _cut_bits(mac: Mac) -> jax.Array:

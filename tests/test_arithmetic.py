@@ -164,6 +164,11 @@ def test_float_units_are_horowitz_at_45_nm(style, energy, area):
         # Three of four bricks make one product: the fourth is idle.
         ("fusion", 2, (6.0, 2.0), 1 / 4),
         ("fusion", 2, (9.0, 2.0), 1 / 4),
+        # Envision: one product of 16 bits, two of up to 8, four of 4; the wider operand decides.
+        ("subwords", 4, (16.0, 16.0), 1),
+        ("subwords", 4, (8.0, 5.0), 1 / 2),
+        ("subwords", 4, (4.0, 9.0), 1),
+        ("subwords", 4, (4.0, 2.0), 1 / 4),
         ("lut", 4, (16.0, 16.0), 16 / 3),
         ("lut", 4, (2.0, 16.0), 2 / 3),
         ("lut", 4, (1.0, 16.0), 1 / 4),
@@ -285,9 +290,24 @@ def test_cycles_have_the_slope_of_the_chord_to_the_next_cheaper_width(x64):
     assert slope("fusion", 2.0, 3.0, 8.0) == [0.25, 0.5 * 0.125]
     # Three of four bricks leave one idle: 5 bits take what 8 do, so that only 4 are cheaper.
     assert slope("fusion", 2.0, 5.0, 8.0) == [0.5, 0.125]
+    # Subwords of 4 of a 16 x 16 bit unit: 8 bits take half a cycle, 4 a quarter; the narrower operand has nothing to lose.
+    assert slope("subwords", 4.0, 8.0, 6.0) == [0.25 / 4, 0.0]
     # Bit by bit; a single bit cannot be halved.
     assert slope("serial", 4.0, 5.0, 8.0) == [1.0, 0.0]
     assert slope("serial", 4.0, 1.0, 8.0) == [0.0, 0.0]
+
+
+def test_subwords_share_a_cycle_and_work_on_the_diagonal_alone():
+    mac, plain = (make_mac(style, (16.0, 16.0), accumulator_bits=48.0) for style in ("subwords", "fixed"))
+
+    def energy(bits, sum_bits):
+        return float(product_energy(mac, TECHNOLOGY, NOMINAL, jnp.full(2, bits), sum_bits)) / UNIT
+
+    # A fifth of the multiplier's 13.8 * 16 * 16 units for being cut, and of the transistors of its array.
+    assert energy(16.0, 40.0) == pytest.approx(units(plain, 40.0) + 0.2 * 13.8 * 256)
+    assert transistors(mac, TECHNOLOGY) - transistors(plain, TECHNOLOGY) == pytest.approx(0.2 * 37.5 * 256)
+    # Of four products each has 4 x 4 bits of the multiplier, a quarter of what is added and a sum of its own.
+    assert energy(4.0, 20.0) == pytest.approx(1.2 * 13.8 * 16 + 13.6 * 32 / 4 + 7.4 * 20)
 
 
 def test_partial_sums_hold_every_product():

@@ -60,6 +60,14 @@ def test_supply_acts_as_its_square_where_nothing_leaks():
     assert slow.efficiency[0] / fast.efficiency[0] == pytest.approx((1.1 / 0.77) ** 2, rel=2e-3)
 
 
+@pytest.mark.parametrize(("name", "mode"), [("dnpu", "4 bit"), ("unpu", "8 bit")])
+def test_all_clusters_and_trees_are_full(name, mode):
+    """Leakage runs for the cycles of a product: no more of them than all MACs together take."""
+    peak, chip = measure(name, mode, 1.1, SAMPLES), PRESETS[name].make(mode, 1.1)
+    seconds = 2e-9 / peak.throughput[0]
+    assert peak.energy[PARTS_OF_ENERGY.index("leakage")] == pytest.approx(float(chip.leakage_power()) * seconds, rel=1e-4)
+
+
 def test_a_supply_is_known_to_its_last_digit():
     told, other = supplies(0.77, 20, 2), supplies(0.78, 20, 2)
     assert told[0] == 0.77 and told[-2:].tolist() == [0.77] * 2

@@ -86,17 +86,18 @@ def evaluate_peak(chips: Chip, bits: jax.Array) -> jax.Array:
     def of_chip(args: tuple[Chip, jax.Array]) -> jax.Array:
         chip, bits = args
         leakage, frequency = chip.leakage_power(), chip.frequency()
-        columns, rows = chip.fanout[chip.array_level]
-        columns = columns * chip.fanout[chip.array_level + 1 :].prod()  # clusters share inputs
+        # Output channels lie along the columns of an array and over its clusters, input channels along the rows.
+        above = chip.array_level + 1
+        rows = chip.fanout[:above, 1].prod()
+        columns = chip.fanout[:, 0].prod() * chip.fanout[above:, 1].prod()
         one = jnp.ones((), bits.dtype)
         bounds = jnp.stack([one, one, CHANNELS * columns, CHANNELS * rows, *(one * OUTPUTS,) * 2, *(one * TAPS,) * 2])
         taps = jnp.full(2, OUTPUTS * TAPS, bits.dtype)
         operation = Operation(bounds, jnp.ones(2), jnp.ones(2), taps, jnp.array([0.0, 0.0, 1.0]))
         spatial = jnp.ones((len(chip.kinds), 2, len(LOOPS)))
-        spatial = spatial.at[:, :, LOOPS.index("K")].set(chip.fanout)
-        for level in range(chip.array_level + 1):
-            spatial = spatial.at[level, 1, LOOPS.index("K")].set(1.0)
-            spatial = spatial.at[level, 1, LOOPS.index("C")].set(chip.fanout[level, 1])
+        spatial = spatial.at[:, 0, LOOPS.index("K")].set(chip.fanout[:, 0])
+        spatial = spatial.at[above:, 1, LOOPS.index("K")].set(chip.fanout[above:, 1])
+        spatial = spatial.at[:above, 1, LOOPS.index("C")].set(chip.fanout[:above, 1])
 
         def of_tiling(temporal: jax.Array, order: jax.Array, keep: jax.Array) -> jax.Array:
             accesses = count(operation, Mapping(temporal, spatial, order, keep))

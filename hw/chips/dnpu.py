@@ -2,6 +2,8 @@
 
 from hw.chips.preset import Fact, Mode, Preset
 
+_SUBWORDS = "768 multipliers, derived from 300 GOPS of 16 bits at 200 MHz; two products of 8 bits or four of 4, as 600 and 1200 GOPS tell"
+
 DNPU = Preset(
     title="DNPU (ISSCC 2017)",
     node_nm=Fact(65, "recalled, medium confidence"),
@@ -9,9 +11,6 @@ DNPU = Preset(
     sram_kib=Fact(290, "recalled, medium confidence"),
     clusters=Fact(16, "recalled, medium confidence: convolution cores of 48 multipliers of 16 bits"),
     modes={
-        f"{bits} bit": Mode(
-            "fixed", macs, (bits, bits), f"derived from {gops} GOPS at 200 MHz; idle parts of a multiplier cost nothing"
-        )
-        for bits, macs, gops in ((16, 768, 300), (8, 1536, 600), (4, 3072, 1200))
+        f"{bits} bit": Mode("subwords", 768, (bits, bits), _SUBWORDS, (16, 16), slice_bits=4) for bits in (16, 8, 4)
     },
 )
