@@ -24,7 +24,8 @@ OPTIONAL = {"base_mode", "base_vdd", "sparsity", "derived", "network"}
 def input_numbers(preset):
     """Every number that a preset gives to the cost model, from memory sizes to clocks."""
     facts = [
-        getattr(preset, name) for name in ("node_nm", "clock", "sram_kib", "register_bits", "sum_bits", "memory_vdd")
+        getattr(preset, name)
+        for name in ("node_nm", "clock", "sram_kib", "register_bits", "aspect", "sum_bits", "memory_vdd")
     ]
     numbers = [np.ravel(fact.value) for fact in facts if fact is not None]
     numbers += [[it.value, it.low, it.high] for it in preset.assumptions.values()]

@@ -65,7 +65,9 @@ def test_all_clusters_and_trees_are_full(name, mode):
     """Leakage runs for the cycles of a product: no more of them than all MACs together take."""
     peak, chip = measure(name, mode, 1.1, SAMPLES), PRESETS[name].make(mode, 1.1)
     seconds = 2e-9 / peak.throughput[0]
-    assert peak.energy[PARTS_OF_ENERGY.index("leakage")] == pytest.approx(float(chip.leakage_power()) * seconds, rel=1e-4)
+    assert peak.energy[PARTS_OF_ENERGY.index("leakage")] == pytest.approx(
+        float(chip.leakage_power()) * seconds, rel=1e-4
+    )
 
 
 def test_a_supply_is_known_to_its_last_digit():
@@ -182,7 +184,7 @@ def test_program(capsys, tmp_path):
         assert set(table[part]) == {"n", "median_error", "worst_ratio", "inside_interval", "median_interval_ratio"}
         assert table[part]["n"] == 2
     (row,) = table["chips"]["pnpu"]["rows"]
-    assert row["published"] == 3.14 and row["low"] < row["high"] and table["chips"]["pnpu"]["num_assumed"] == 6
+    assert row["published"] == 3.14 and row["low"] < row["high"] and table["chips"]["pnpu"]["num_assumed"] == 8
     # Alike but for the names, so that one calibrates the other: 3.14 against 3.42.
     assert table["calibrated"]["worst_ratio"] == pytest.approx(3.42 / 3.14)
     text = page.read_text()
@@ -194,7 +196,7 @@ def test_program(capsys, tmp_path):
 
 def test_a_chip_that_no_mapping_fits_is_named(monkeypatch):
     """Of 8 KiB, 2 KiB are local: a row of 32 outputs of 32 channels and 16 bits alone takes them."""
-    sizes = {"port_bits": 128.0, "local_share": 0.25, "kib_per_mac": 8.0 / 1024.0}
+    sizes = {"port_bits": 128.0, "local_share": 0.25, "kib_per_mac": 8.0 / 1024.0, "cluster_macs": 1024.0}
     own = {name: Assumption(it, it * 0.99, it * 1.01, "by hand") for name, it in sizes.items()}
     tiny = dataclasses.replace(PRESETS["pnpu"], title="Tiny", assumptions={**PRESETS["pnpu"].assumptions, **own})
     monkeypatch.setitem(PRESETS, "tiny", tiny)

@@ -2,7 +2,7 @@
 
 from hw.chips.preset import Fact, Mode, Preset
 
-_SUBWORDS = "768 multipliers, derived from 300 GOPS of 16 bits at 200 MHz; two products of 8 bits or four of 4, as 600 and 1200 GOPS tell"
+_SUBWORDS = "768 multipliers, derived from 300 GOPS of 16 bits at 200 MHz; two of 8 bits or four of 4, as 600 and 1200 GOPS tell"
 
 DNPU = Preset(
     title="DNPU (ISSCC 2017)",

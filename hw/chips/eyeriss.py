@@ -11,6 +11,7 @@ EYERISS = Preset(
     sram_kib=Fact(108, "global buffer; recalled, high confidence"),
     register_bits=Fact(3584, "derived: (181.5 KiB in all - 108 KiB global buffer) / 168"),
     clusters=Fact(1, "one array of PEs; recalled, high confidence"),
+    aspect=Fact(14 / 12, "12 x 14 PEs; recalled, high confidence"),
     sum_bits=Fact(16, "psum scratchpads; recalled, high confidence"),
     dram=Fact("DDR3", "the board of its demonstration; recalled, medium confidence"),
     modes={"16 bit": Mode("fixed", 168, (16, 16), "JSSC abstract")},

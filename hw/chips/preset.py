@@ -77,6 +77,12 @@ COMMON = {
         "MACs that one local memory feeds; UNPU, RaPiD, DNPU, Eyeriss and Envision have 48 to 2048, 344 in the geometric"
         " mean; the nearest power of two",
     ),
+    "aspect": Assumption(
+        1,
+        0.25,
+        4,
+        "columns over rows of an array, as near as whole numbers allow; those of Eyeriss, Envision are 1.2, 1",
+    ),
     "sum_bits": Assumption(
         32, 16, 48, "partial sums of integer MACs, rounded to so many bits; Eyeriss keeps 16, exact sums have up to 45"
     ),
@@ -104,6 +110,7 @@ class Preset:
       sram_kib: SRAM on the chip, None where it is not public.
       register_bits: registers beside each MAC, None where it is not public.
       clusters: arrays, each with a local memory of its own, that the MACs are split into, None where it is not public.
+      aspect: columns over rows of an array, None where it is not public.
       sum_bits: bits that are kept of a partial sum, None where it is not public.
       memory_vdd: supply of the SRAM in volts where it is not that of the array.
       dram: kind of its external memory, None where it is not public.
@@ -118,6 +125,7 @@ class Preset:
     sram_kib: Fact | None = None
     register_bits: Fact | None = None
     clusters: Fact | None = None
+    aspect: Fact | None = None
     sum_bits: Fact | None = None
     memory_vdd: Fact | None = None
     dram: Fact | None = None
@@ -131,7 +139,7 @@ class Preset:
         idle |= set() if "lut" in styles else {"table_sharing"}
         told = {
             "kib_per_mac": self.sram_kib, "register_bits": self.register_bits, "cluster_macs": self.clusters,
-            "sum_bits": self.sum_bits,
+            "aspect": self.aspect, "sum_bits": self.sum_bits,
         }  # fmt: skip
         idle |= {name for name, fact in told.items() if fact is not None}
         return {name: it for name, it in COMMON.items() if name not in idle} | dict(self.assumptions)
@@ -171,7 +179,7 @@ class Preset:
         values: Mapping[str, float] | None = None,
         technology: Technology | None = None,
     ) -> Chip:
-        """The chip in one of its modes: square arrays of its MACs, side by side, and four memory levels as in `make_chip`.
+        """The chip in one of its modes: arrays of its MACs side by side, and four memory levels as in `make_chip`.
 
         MACs behind one adder tree share their registers, as they share the accumulator: a partial sum moves once for all.
 
@@ -185,32 +193,32 @@ class Preset:
           ValueError: an unknown mode, or a number for what is not assumed.
         """
         choice, numbers = self._mode(mode), self._numbers(values)
-        integer = choice.style in INTEGER_STYLES
+        if choice.style in FLOAT_STYLES:
+            numbers["tree"] = 1.0
         num_macs = choice.num_macs or numbers["num_macs"]
         clusters = self.clusters.value if self.clusters else max(1, round(num_macs / numbers["cluster_macs"]))
         sram_kib = self.sram_kib.value if self.sram_kib else numbers["kib_per_mac"] * num_macs
         local_kib, memory_vdd = sram_kib * numbers["local_share"], self.memory_vdd.value if self.memory_vdd else None
+        columns, rows = _array(num_macs / clusters, numbers["tree"], numbers["aspect"])
         side, whole_side = math.sqrt(num_macs / clusters), math.sqrt(num_macs)
         chip = make_chip(
-            rows=side, columns=side, clusters=_near_square(clusters), mac=self._mac(choice, numbers),
-            register_bits=self.register_bits.value if self.register_bits else numbers["register_bits"],
-            local_kib=local_kib / clusters,
-            local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
-            shared_kib=sram_kib - local_kib,
-            shared_bandwidth_bits=16 * whole_side, shared_banks=16 * whole_side / numbers["port_bits"],
+            rows=rows, columns=columns, clusters=_near_square(clusters), mac=self._mac(choice, numbers),
+            register_bits=numbers["register_bits"],
+            local_kib=local_kib / clusters, local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
+            shared_kib=sram_kib - local_kib, shared_bandwidth_bits=16 * whole_side,
+            shared_banks=16 * whole_side / numbers["port_bits"],
             technology=_with_activity(technology or self.technology(), numbers["activity"]),
             local_vdd=memory_vdd, shared_vdd=memory_vdd,
             vdd=vdd or numbers.get("vdd", self.clock.value[-1][0]), frequency_hz=self.clock.value, resident_fraction=0.0,
         )  # fmt: skip
-        return _share_registers(chip, numbers["tree"]) if integer else chip
+        return _share_registers(chip, numbers["tree"])
 
     def _mac(self, mode: Mode, numbers: Mapping[str, float]) -> Mac:
         if mode.style in FLOAT_STYLES:
             return make_mac(mode.style)
-        sum_bits = self.sum_bits.value if self.sum_bits else numbers["sum_bits"]
         widths = mode.widths or mode.bits or (numbers["operand_bits"],) * 2
         return make_mac(
-            mode.style, widths, mode.slice_bits, min(sum_bits, sum(widths) + GROWTH), rounds=True,
+            mode.style, widths, mode.slice_bits, min(numbers["sum_bits"], sum(widths) + GROWTH), rounds=True,
             tree=numbers["tree"], table_sharing=numbers.get("table_sharing", 1.0),
         )  # fmt: skip
 
@@ -220,11 +228,22 @@ class Preset:
         return self.modes[mode]
 
     def _numbers(self, values: Mapping[str, float] | None) -> dict[str, float]:
+        """What is assumed, `values` in its place, and the facts that others assume, by name."""
         numbers = {name: assumption.value for name, assumption in self.assumed().items()}
         for name in values or {}:
             if name not in numbers:
                 raise ValueError(unknown(f"assumption of {self.title}", name, numbers))
-        return numbers | dict(values or {})
+        facts = {name: fact.value for name in COMMON if (fact := getattr(self, name, None))}
+        return numbers | dict(values or {}) | facts
+
+
+def _array(num_macs: float, tree: float, aspect: float) -> tuple[float, float]:
+    """Columns and rows of an array: whole, with whole trees along the rows, where the number of MACs divides so."""
+    wanted = math.sqrt(num_macs / aspect)
+    whole = float(num_macs).is_integer() and float(tree).is_integer()
+    rows = [rows for rows in range(int(tree), int(num_macs) + 1, int(tree)) if num_macs % rows == 0] if whole else []
+    nearest = min(rows, key=lambda rows: abs(math.log(rows / wanted)), default=wanted)
+    return num_macs / nearest, nearest
 
 
 def _near_square(number: int) -> tuple[int, int]:

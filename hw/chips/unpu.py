@@ -10,10 +10,17 @@ UNPU = Preset(
     node_nm=Fact(65, "JSSC abstract, doi 10.1109/JSSC.2018.2865489"),
     clock=Fact(((0.63, 5e6), (1.1, 200e6)), "supplies and 200 MHz: JSSC abstract; 5 MHz: recalled, medium confidence"),
     sram_kib=Fact(256, "recalled, medium confidence"),
-    clusters=Fact(4, "a reader's notes on the ISSCC paper: four cores of six units with a weight memory each"),
     modes={
         f"{bits} bit": Mode("lut", 4608, (bits, 16), f"{_LOOK_UPS}; activations of 16 bits", (16, 16))
         for bits in (16, 8, 4, 1)
     },
-    assumptions={"vdd": Assumption(0.63, 0.63, 0.75, "the supply of the published efficiencies; the lowest is usual")},
+    assumptions={
+        "vdd": Assumption(0.63, 0.63, 0.75, "the supply of the published efficiencies; the lowest is usual"),
+        "cluster_macs": Assumption(
+            1152,
+            192,
+            1152,
+            "notes on the ISSCC paper: a weight memory in each of four cores, a feature loader in each of their six units",
+        ),
+    },
 )
