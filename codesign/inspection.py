@@ -25,7 +25,7 @@ from nets.dataset_files import load_dataset
 from nets.low_bit_training import fit_low_bit, left_work
 from nets.training import split_model
 
-SKIPPING = ("zero skipping", "slice skipping")
+SKIPPING = ("zero skipping", "slice skipping", "zero gating")
 # Of the mapper, behind a first one; each costs a tenth of a second on a small network, and compiles nothing.
 _ROUNDS = 5
 _READERS: dict[str, Callable[[Path, int], OnnxFunction | ZigzagFunction]] = {

@@ -54,6 +54,7 @@ class Mac:
       style: see the module.
       data: kind of operands that energy is told for, one of `DATA`.
       rounds: whether a sum wider than the accumulator loses its lowest bits; else it is a violation.
+      gates: whether products of zeros that a chip does not compute take their cycles all the same, so save energy alone.
     """
 
     widths: jax.Array
@@ -64,6 +65,7 @@ class Mac:
     style: str = dataclasses.field(metadata={"static": True})
     data: str = dataclasses.field(metadata={"static": True})
     rounds: bool = dataclasses.field(default=False, metadata={"static": True})
+    gates: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def make_mac(
@@ -76,6 +78,7 @@ def make_mac(
     table_sharing: float = 16.0,
     data: str = "uniform",
     rounds: bool = False,
+    gates: bool = False,
 ) -> Mac:
     """A MAC with checked numbers.
 
@@ -89,6 +92,7 @@ def make_mac(
         shares them over output channels, of how many is not public.
       data: kind of operands; other than "uniform" for "fixed" and "fusion" only, whose switching was measured.
       rounds: whether sums wider than the accumulator lose their lowest bits; else they are a violation.
+      gates: whether zeros that are not computed take their cycles all the same.
 
     Raises:
       ValueError: an unknown style or kind of data, one that was not measured for this style, widths below one bit or
@@ -106,7 +110,7 @@ def make_mac(
         if widths is not None or accumulator_bits is not None or tree != 1.0:
             raise ValueError(f"expected no widths and no tree for the float style {style!r}; it brings its own")
         operand, accumulator = FLOAT_STYLES[style]
-        return Mac(jnp.full(2, operand), operand, accumulator, 1.0, float(table_sharing), style, data)
+        return Mac(jnp.full(2, operand), operand, accumulator, 1.0, float(table_sharing), style, data, gates=gates)
     widths = widths or ((8.0, 8.0) if style in PARALLEL_STYLES else (16.0, 16.0))
     accumulator = sum(widths) + GROWTH if accumulator_bits is None else accumulator_bits
     if not (min(widths) >= 1.0 and slice_bits >= 1.0 and accumulator >= 1.0):
@@ -116,7 +120,7 @@ def make_mac(
     # An array, as designs that search for it have: with a Python number every function would be compiled once more.
     slice_width = jnp.asarray(slice_bits, dtype=float)
     numbers = float(accumulator), float(tree), float(table_sharing)
-    return Mac(jnp.array(widths, dtype=float), slice_width, *numbers, style, data, rounds)
+    return Mac(jnp.array(widths, dtype=float), slice_width, *numbers, style, data, rounds, gates)
 
 
 def partial_sum_bits(mac: Mac, bits: jax.Array, reduction: jax.Array) -> jax.Array:

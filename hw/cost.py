@@ -151,7 +151,7 @@ def price(
       accesses: words moved, per instance, from `hw.accesses.count`.
       bits: stored width of weights, inputs, outputs, shape (3,). Partial sums travel at accumulator width.
       density: share of the products' work left for the two read operands, in the order of OPERANDS, shape (2,). It
-        scales cycles and energy of the MACs; 1 where the chip skips nothing.
+        scales cycles and energy of the MACs, energy alone if they gate zeros; 1 where the chip skips nothing.
       resident: share of weights, inputs, outputs that stays in level L - 2, shape (3,): this share of the DRAM traffic
         vanishes, with its fills of L - 2 where that level keeps the operand, or else is served by L - 2.
 
@@ -168,7 +168,7 @@ def price(
     wire_energy = (reads + drained) * chip.wire_energy_per_bit()[:, None]
     access_energy = accesses.instances[:, None] * (memory_energy + wire_energy)
     work = density[0] * density[1]
-    slots = product_cycles(chip.mac, read_bits) * work
+    slots = product_cycles(chip.mac, read_bits) * (1.0 if chip.mac.gates else work)
     mac_cycles = accesses.macs * slots
     mac_energy = accesses.macs * work * product_energy(chip.mac, chip.technology, chip.vdd, read_bits, sum_bits)
     on_chip = mac_energy + access_energy[:-1].sum()
@@ -275,4 +275,6 @@ def _violation(
     partial = accumulated[None] & (accesses.updates - accesses.finals > 0.5)
     footprint = (accesses.footprint * jnp.where(partial, sum_bits, bits[None])).sum(axis=1)
     used = jnp.concatenate([footprint, accesses.fanout.ravel(), read_bits, sum_bits[None]])
-    return jnp.maximum(used / chip.limits() - 1.0, 0.0)
+    limits = chip.limits()
+    # Not the quotient alone: by a constant XLA multiplies with its inverse, and what just fits would exceed by a last bit.
+    return jnp.where(used > limits, used / limits - 1.0, 0.0)

@@ -117,10 +117,18 @@ def test_no_mapping_is_cheaper_where_levels_are_missing(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mac", [make_mac("fusion"), make_mac("lut"), make_mac("fixed", tree=4)], ids=["bricks", "table", "tree"]
+    "mac",
+    [
+        make_mac("fusion"),
+        make_mac("lut"),
+        make_mac("fixed", tree=4),
+        make_mac("subwords"),
+        make_mac("fixed", accumulator_bits=18.0, rounds=True),
+    ],
+    ids=["bricks", "table", "tree", "subwords", "rounded"],
 )
 @pytest.mark.parametrize("name", ["matrix product", "reduction", "convolution"])
-def test_no_mapping_is_cheaper_where_products_are_added_up_first(mac, name):
+def test_no_mapping_is_cheaper_on_other_macs(mac, name):
     operation = make_operation(**OPERATIONS[name][0], **OPERATIONS[name][1])
     chips = stack_operations([dataclasses.replace(chip, mac=mac) for chip in CHIPS.values()])
     found, _ = costs_on_all_chips(chips, operation, mappings(name), jnp.zeros(3))

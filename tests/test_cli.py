@@ -285,7 +285,7 @@ def test_folder_with_one_npz_file_is_told_to_name_the_file(tmp_path, capsys):
             "expected a known mode of UNPU (ISSCC 2018), got '4bit'; the nearest is '4 bit'",
         ),
         (["--chip", "unpu", "--rows", "3"], "got rows for it"),
-        (["--chip", "eyeriss", "--skip-after-epochs", "1"], "expected a chip with zero skipping or slice skipping"),
+        (["--chip", "unpu", "--skip-after-epochs", "1"], "expected a chip with zero skipping or slice skipping"),
         (["--model", "no.such:thing"], "no.such"),
         (["--data", "nowhere"], "nowhere"),
     ],

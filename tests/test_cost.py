@@ -169,6 +169,13 @@ def test_total_is_the_sum_of_its_parts(pass_):
     assert result.cycles == max(float(result.compute_cycles), float(result.level_cycles.max()))
 
 
+def test_gated_zeros_save_energy_but_no_cycles():
+    mac = make_mac("fixed", (16.0, 16.0), gates=True)
+    dense, gated = (cost(make_chip(mac=mac), density=density) for density in ((1.0, 1.0), (0.5, 0.25)))
+    assert gated.mac_energy == pytest.approx(float(dense.mac_energy) / 8)
+    assert gated.compute_cycles == dense.compute_cycles and gated.latency == dense.latency
+
+
 def test_read_operands_follow_the_pass():
     mac = make_mac("slices", widths=(4.0, 12.0))
     # The accumulated operand is not multiplied: 12 bits fit where they are second, and 4 where they are first.

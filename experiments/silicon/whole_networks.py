@@ -96,8 +96,9 @@ def run_network(name: str, mode: str, vdd: float, network: str, samples: int) ->
     chips = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *made)
     accesses = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(mapped[size] for size in sizes))
     width = jnp.float32(preset.bits(mode)[0])
+    left = jnp.array([draw["density"] if "zero gating" in preset.mechanisms else 1.0 for draw in numbers])
     energy, cycles, macs = (
-        np.asarray(it, float) for it in _core(chips, workload.inference.operations, accesses, width)
+        np.asarray(it, float) for it in _core(chips, workload.inference.operations, accesses, width, left)
     )
     seconds = cycles / float(made[0].frequency())
     density = jnp.array([draw["density"] for draw in numbers]) if "compressed maps" in preset.mechanisms else None
@@ -140,22 +141,24 @@ def _map_layers(chip: Chip, width: float, workload: Workload) -> Accesses:
 
 @jax.jit
 def _core(
-    chips: Chip, operations: Operation, accesses: Accesses, width: jax.Array
+    chips: Chip, operations: Operation, accesses: Accesses, width: jax.Array, left: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Energy of the core by `PARTS_OF_ENERGY` (n, 6), cycles (n,) and products (n,) of operations in sequence.
 
-    Cycles are those of the chip's own memories: external memory is taken to keep up.
+    Cycles are those of the chip's own memories: external memory is taken to keep up. Of the products of all maps but the
+    image a share `left` (n,) is computed.
     """
 
-    def of_operation(chip: Chip, operation: Operation, words: Accesses) -> tuple[jax.Array, ...]:
-        cost = price(chip, operation, words, jnp.full(3, width), jnp.ones(2), jnp.zeros(3))
+    def of_operation(chip: Chip, operation: Operation, words: Accesses, density: jax.Array) -> tuple[jax.Array, ...]:
+        cost = price(chip, operation, words, jnp.full(3, width), density, jnp.zeros(3))
         memories = cost.access_energy[:-1].sum(axis=1)
         cycles = jnp.maximum(cost.compute_cycles, cost.level_cycles[:-1].max())
         return jnp.stack([cost.mac_energy, *memories, cost.control_energy]), cycles, cost.macs
 
-    def of_chip(chip: Chip, words: Accesses) -> tuple[jax.Array, jax.Array, jax.Array]:
-        energy, cycles, macs = jax.vmap(of_operation, in_axes=(None, 0, 0))(chip, operations, words)
+    def of_chip(chip: Chip, words: Accesses, left: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        densities = jnp.ones((len(operations.bounds), 2)).at[1:, 1].set(left)
+        energy, cycles, macs = jax.vmap(of_operation, in_axes=(None, 0, 0, 0))(chip, operations, words, densities)
         leakage = chip.leakage_power() * cycles.sum() / chip.frequency()
         return jnp.append(energy.sum(axis=0), leakage), cycles.sum(), macs.sum()
 
-    return jax.vmap(of_chip)(chips, accesses)
+    return jax.vmap(of_chip)(chips, accesses, left)

@@ -13,4 +13,5 @@ ENVISION = Preset(
     modes={
         f"{bits} bit": Mode("subwords", 256, (bits, bits), _SUBWORDS, (16, 16), slice_bits=4) for bits in (16, 8, 4)
     },
+    mechanisms={"zero gating": "guards zero operands; recalled, medium confidence"},
 )

@@ -15,6 +15,9 @@ EYERISS = Preset(
     sum_bits=Fact(16, "psum scratchpads; recalled, high confidence"),
     dram=Fact("DDR3", "the board of its demonstration; recalled, medium confidence"),
     modes={"16 bit": Mode("fixed", 168, (16, 16), "JSSC abstract")},
-    mechanisms={"compressed maps": "JSSC abstract: compression; run lengths of zeros"},
+    mechanisms={
+        "compressed maps": "JSSC abstract: compression; run lengths of zeros",
+        "zero gating": "JSSC abstract: data gating",
+    },
     assumptions={"density": Assumption(0.5, 0.3, 0.8, "share of a map's values that is not zero; not public at hand")},
 )

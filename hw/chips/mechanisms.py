@@ -5,6 +5,7 @@ The style of a MAC (bit-serial, slices, look-up tables, ...) is a `Mode` of its 
 
 MECHANISMS = {
     "zero skipping": "products of zeros take neither cycles nor energy: `density` of hw.cost.price; stored without zeros: hw.sparse",
+    "zero gating": "products of zeros take their cycles but no energy: `gates` of hw.arithmetic.Mac, under the same densities",
     "compressed maps": "finished maps without their zeros in external memory: hw.sparse.stored_share on that traffic alone",
     "slice skipping": "as zero skipping, of slices of operands: nets.skipping.slice_densities counts what lock-step lanes leave",
     "shared accumulation": "products summed by an adder tree before one accumulator: `tree` of hw.arithmetic.Mac",

@@ -214,11 +214,12 @@ class Preset:
         return _share_registers(chip, numbers["tree"])
 
     def _mac(self, mode: Mode, numbers: Mapping[str, float]) -> Mac:
+        gates = "zero gating" in self.mechanisms
         if mode.style in FLOAT_STYLES:
-            return make_mac(mode.style)
+            return make_mac(mode.style, gates=gates)
         widths = mode.widths or mode.bits or (numbers["operand_bits"],) * 2
         return make_mac(
-            mode.style, widths, mode.slice_bits, min(numbers["sum_bits"], sum(widths) + GROWTH), rounds=True,
+            mode.style, widths, mode.slice_bits, min(numbers["sum_bits"], sum(widths) + GROWTH), rounds=True, gates=gates,
             tree=numbers["tree"], table_sharing=numbers.get("table_sharing", 1.0),
         )  # fmt: skip
 
