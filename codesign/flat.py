@@ -31,6 +31,7 @@ from codesign.lagrangian import Choice, least_product
 from codesign.mapspace import Nest, Space
 from codesign.sharding import gathered, replicated, spread
 from hw.accesses import Accesses, count_batch
+from hw.cost import excess
 from hw.mapping import Mapping
 from hw.operation import Operation, stack_operations
 
@@ -157,9 +158,9 @@ def _search(
     def evaluate(operations: Operation, mappings: Mapping, weights: jax.Array) -> tuple[jax.Array, Any]:
         accesses = count_batch(operations, mappings)
         energy, cycles = prices.cost(accesses)
-        used = jnp.sum(accesses.footprint * width[..., None], axis=1) / capacity[:, None]
-        fans = accesses.fanout / fanout[..., None]
-        misfit = jnp.sum(jax.nn.relu(used - 1.0), axis=0) + jnp.sum(jax.nn.relu(fans - 1.0), axis=(0, 1))
+        footprint = jnp.sum(accesses.footprint * width[..., None], axis=1)
+        misfit = jnp.sum(excess(footprint, capacity[:, None]), axis=0)
+        misfit += jnp.sum(excess(accesses.fanout, fanout[..., None]), axis=(0, 1))
         weighed = jnp.log(jnp.sum(weights * jnp.stack([energy, cycles]), axis=0))
         scores = jnp.where(jnp.sum(weights, axis=0) > 0, weighed, jnp.log(energy) + jnp.log(cycles))
         return scores + misfit_penalty(misfit), (energy, cycles)

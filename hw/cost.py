@@ -275,6 +275,13 @@ def _violation(
     partial = accumulated[None] & (accesses.updates - accesses.finals > 0.5)
     footprint = (accesses.footprint * jnp.where(partial, sum_bits, bits[None])).sum(axis=1)
     used = jnp.concatenate([footprint, accesses.fanout.ravel(), read_bits, sum_bits[None]])
-    limits = chip.limits()
-    # Not the quotient alone: by a constant XLA multiplies with its inverse, and what just fits would exceed by a last bit.
+    return excess(used, chip.limits())
+
+
+def excess(used: jax.Array, limits: jax.Array) -> jax.Array:
+    """Relative excess of what is used over its limit, exactly 0 where it fits; both of one shape, or broadcast.
+
+    Not the quotient alone: where one limit serves many uses, XLA multiplies with its inverse, and 14 of 14 rows would
+    exceed it by a last bit.
+    """
     return jnp.where(used > limits, used / limits - 1.0, 0.0)

@@ -13,7 +13,7 @@ from hw.accesses import count
 from hw.arithmetic import make_mac
 from hw.chip import make_chip
 from hw.chips import CHIPS
-from hw.cost import evaluate, price
+from hw.cost import evaluate, excess, price
 from hw.mapping import Mapping, make_mapping, outermost_mapping
 from hw.operation import LOOPS, PASSES, make_operation
 from hw.technology import sample_technologies
@@ -228,6 +228,25 @@ def test_sums_that_are_rounded_move_and_fit_as_their_accumulator_is_wide():
     assert rounded.access_energy[0, 2] / exact.access_energy[0, 2] == pytest.approx(16 / width, rel=1e-6)
     assert (rounded.access_energy[0, :2] == exact.access_energy[0, :2]).all()
     assert rounded.mac_energy < exact.mac_energy and rounded.violation[-1] == 0.0 < exact.violation[-1]
+
+
+@pytest.mark.parametrize("side", [6, 7, 11, 12, 14])
+def test_what_just_fits_is_no_violation_in_a_batch_either(side):
+    """A quotient by a limit that a batch shares is a product with its inverse in XLA: 14 / 14 would exceed 1."""
+    operation = make_operation(K=side, C=side, P=5)
+    spatial = np.ones((4, 2, 8))
+    spatial[1, 0, LOOPS.index("K")] = spatial[1, 1, LOOPS.index("C")] = side
+    temporal = np.ones((4, 8))
+    temporal[3, LOOPS.index("P")] = 5
+    mapping = make_mapping(operation, temporal, spatial)
+    chip = make_chip(rows=side, columns=side, register_bits=24.0 * 3)  # a weight, an input, a partial sum
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * 16), mapping)
+    arguments = chip, operation, batch, jnp.full(3, 24.0)
+    lowered = jax.jit(jax.vmap(evaluate, (None, None, 0, None))).lower(*arguments)
+    many = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False})(*arguments)
+    assert many.violation[:, 4:12].max() == 0.0
+    assert excess(jnp.arange(1.0, 65.0), jnp.arange(1.0, 65.0)).max() == 0.0
+    assert excess(jnp.array([3.0, 6.0]), jnp.array([4.0, 4.0])).tolist() == [0.0, 0.5]
 
 
 def test_resident_tensors_leave_dram():
