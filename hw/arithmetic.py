@@ -158,7 +158,7 @@ def product_cycles(mac: Mac, bits: jax.Array) -> jax.Array:
     UNPU (JSSC 2019) for "lut".
     """
     if mac.style == "slices":
-        slices = jnp.ceil(bits / mac.slice_bits)
+        slices = _parts(bits, mac)
         return _with_chord(slices, bits, slices - 1.0, mac.slice_bits * (slices - 1.0)).prod()
     if mac.style == "fusion":
         copies = _parallel_products(mac, bits)
@@ -313,15 +313,21 @@ def _multiplier_widths(mac: Mac) -> tuple[Any, Any]:
     return mac.widths[0], mac.widths[1]
 
 
+def _parts(bits: jax.Array, mac: Mac) -> jax.Array:
+    """Slices or bricks that so many bits take, of the shape of `bits`."""
+    # XLA multiplies with the inverse of a shared divisor: 21 / 7 is 3 and a last bit, which is no fourth slice.
+    return jnp.ceil(bits / mac.slice_bits * (1.0 - 1e-6))
+
+
 def _bricks(mac: Mac) -> jax.Array:
     """Bricks along each axis, shape (2,)."""
-    return jnp.ceil(mac.widths / mac.slice_bits)
+    return _parts(mac.widths, mac)
 
 
 def _parallel_products(mac: Mac, bits: jax.Array) -> jax.Array:
     """Products side by side along each axis of the bricks, shape (2,)."""
     # Operands too wide, which is a violation, still take all bricks.
-    return jnp.maximum(jnp.floor(_bricks(mac) / jnp.ceil(bits / mac.slice_bits)), 1.0)
+    return jnp.maximum(jnp.floor(_bricks(mac) / _parts(bits, mac)), 1.0)
 
 
 def _subwords(mac: Mac, bits: jax.Array) -> jax.Array:

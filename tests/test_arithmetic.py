@@ -297,6 +297,16 @@ def test_cycles_have_the_slope_of_the_chord_to_the_next_cheaper_width(x64):
     assert slope("serial", 4.0, 1.0, 8.0) == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("slice_bits", [3.0, 5.0, 6.0, 7.0])
+def test_whole_slices_are_counted_exactly_as_compiled(slice_bits):
+    mac, counts = make_mac("slices", (32.0, 32.0), slice_bits=slice_bits), jnp.arange(1.0, 5.0)
+    bits = jnp.tile(slice_bits * counts[:, None], (1, 2))
+    lowered = jax.jit(jax.vmap(product_cycles, (None, 0))).lower(mac, bits)
+    compiled = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False})
+    assert compiled(mac, bits).tolist() == (counts**2).tolist()
+    assert compiled(mac, bits + 0.01).tolist() == ((counts + 1) ** 2).tolist()
+
+
 def test_subwords_share_a_cycle_and_work_on_the_diagonal_alone():
     mac, plain = (make_mac(style, (16.0, 16.0), accumulator_bits=48.0) for style in ("subwords", "fixed"))
 
