@@ -243,7 +243,9 @@ def test_what_just_fits_is_no_violation_in_a_batch_either(side):
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * 16), mapping)
     arguments = chip, operation, batch, jnp.full(3, 24.0)
     lowered = jax.jit(jax.vmap(evaluate, (None, None, 0, None))).lower(*arguments)
-    many = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False})(*arguments)
+    many = lowered.compile({"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False})(
+        *arguments
+    )
     assert many.violation[:, 4:12].max() == 0.0
     assert excess(jnp.arange(1.0, 65.0), jnp.arange(1.0, 65.0)).max() == 0.0
     assert excess(jnp.array([3.0, 6.0]), jnp.array([4.0, 4.0])).tolist() == [0.0, 0.5]
