@@ -264,9 +264,7 @@ def make_chip(
     )  # fmt: skip
     if not 0.0 <= resident_fraction < 1.0:
         raise ValueError(f"expected resident_fraction in [0, 1), got {resident_fraction}")
-    for name, kib, banks in (("local", local_kib, local_banks), ("shared", shared_kib, shared_banks)):
-        if (size := kib * 1024 / banks) < 64:
-            raise ValueError(f"expected {name} banks of 64 bytes or more, got {size:.4g}; use fewer {name}_banks")
+    _check_banks(local=local_kib / local_banks, shared=shared_kib / shared_banks)
     return Chip(
         technology=technology,
         mac=make_mac() if mac is None else mac,
@@ -297,6 +295,12 @@ def _clock_pairs(vdd: float, frequency_hz: float | Sequence[tuple[float, float]]
             f"expected frequency_hz positive, or positive and rising pairs of (vdd, Hz), got {frequency_hz}"
         )
     return jnp.array(pairs, dtype=float)
+
+
+def _check_banks(**kib: float) -> None:
+    for name, size in kib.items():
+        if size * 1024 < 64:
+            raise ValueError(f"expected {name} banks of 64 bytes or more, got {size * 1024:.4g}; use fewer {name}_banks")
 
 
 def _check_positive(**numbers: float | None) -> None:

@@ -281,7 +281,7 @@ def _violation(
 def excess(used: jax.Array, limits: jax.Array) -> jax.Array:
     """Relative excess of what is used over its limit, exactly 0 where it fits; both of one shape, or broadcast.
 
-    Not the quotient alone: where one limit serves many uses, XLA multiplies with its inverse, and 14 of 14 rows would
-    exceed it by a last bit.
+    The difference comes before the quotient: where one limit serves many uses, XLA multiplies with its inverse, and 14 of
+    14 rows would exceed it by a last bit. What just fits has half the slope of what does not.
     """
-    return jnp.where(used > limits, used / limits - 1.0, 0.0)
+    return jnp.maximum(used - limits, 0.0) / limits
