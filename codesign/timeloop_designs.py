@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from codesign.exchange import operations_of, read_timeloop_problem, timeloop_problem
-from codesign.rundir import read_yaml, write_atomic
+from codesign.rundir import blaming, read_yaml, write_atomic
 from codesign.summary import read_bits, read_mapping
 from codesign.tracing import Workload
 from hw.arithmetic import product_energy
@@ -90,15 +90,14 @@ def read_timeloop_design(path: Path) -> tuple[Operation, Mapping]:
       FileNotFoundError: no such file.
     """
     operation, content = read_timeloop_problem(path), read_yaml(path)
-    try:
-        names = [level["name"] for level in content["arch"]["storage"]]
-        return operation, _read_mapping(operation, names, content["mapping"])
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: expected arch, problem and mapping of Timeloop, got none that can be read: {error!r}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    with blaming(path):
+        try:
+            names = [level["name"] for level in content["arch"]["storage"]]
+            return operation, _read_mapping(operation, names, content["mapping"])
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"expected arch, problem and mapping of Timeloop, got none that can be read: {error!r}"
+            ) from None
 
 
 def _architecture(chip: Chip, word_bits: int, read_widths: np.ndarray, split: Sequence[int]) -> dict[str, Any]:
