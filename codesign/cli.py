@@ -27,6 +27,7 @@ from codesign.config import (
     Config,
     Count,
     Positive,
+    Supply,
     check_config,
     check_ranges,
     fingerprint,
@@ -82,7 +83,7 @@ class CostCommand(QuantisedNetworkOptions):
     """Local SRAM in KiB instead of the chip's own."""
     shared_kib: Positive | None = None
     """Shared SRAM in KiB instead of the chip's own."""
-    vdd: Positive | None = None
+    vdd: Supply | None = None
     """Supply voltage in volts instead of the chip's own."""
     node_nm: Positive | None = None
     """Technology node in nanometres instead of the chip's own."""

@@ -158,7 +158,7 @@ def load_chip(config: ChipConfig) -> Chip:
         raise ValueError(f"chip.preset: {unknown('chip', config.preset, [*CHIPS, *PRESETS])}")
     chip = CHIPS[config.preset]()
     if config.node_nm is not None:
-        technology = make_technology(int(config.node_nm))
+        technology = make_technology(config.node_nm)
         vdd = jnp.asarray(technology["supply.vdd"], chip.vdd.dtype)
         chip = dataclasses.replace(chip, technology=technology, vdd=vdd)
     given = {name: getattr(config, name) for name in CHIP_NUMBERS}
@@ -188,9 +188,10 @@ def load_published(config: ChipConfig, bits: float, mode: str | None = None, mec
 
 
 def design_space(chip: Chip, free: tuple[str, ...]) -> DesignSpace:
-    """The quantities that the settings free, under the names of `codesign.design`."""
-    names = free_variables(free)
-    return DesignSpace(chip, {name: variable for name, variable in DEFAULT_VARIABLES.items() if name in names})
+    """The quantities that the settings free, under the names of `codesign.design`, in ranges that hold the chip itself."""
+    names, values = free_variables(free), physical_values(chip)
+    variables = {name: it.holding(values[name]) for name, it in DEFAULT_VARIABLES.items() if name in names}
+    return DesignSpace(chip, variables)
 
 
 def free_variables(free: Sequence[str]) -> list[str]:
