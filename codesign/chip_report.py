@@ -16,8 +16,9 @@ import numpy as np
 from codesign import mapper, plots, rundir
 from codesign.anytime import Effort, Progress
 from codesign.chip_boxes import Work
+from codesign.chip_front import Point
 from codesign.chip_population import METRICS, Array
-from codesign.chip_search import OBJECTIVES, ChipSearch, ChipsFound, Plan, Point, UnmetBudgetError, check_budgets
+from codesign.chip_search import OBJECTIVES, ChipSearch, ChipsFound, Plan, UnmetBudgetError, check_budgets
 from codesign.config import ChipConfig
 from codesign.design import LEVELS, SEARCHED_VARIABLES, DesignSpace, physical_values
 from codesign.evaluation import initial_prices
