@@ -94,6 +94,8 @@ def test_configs_are_paired_by_seed():
         ("table_steps", "--bits 0.5", "--bits in the command line: expected a number from 1 to 32, got 0.5"),
         ("table_arithmetic", "--schemes ternary", "expected schemes among"),
         ("table_arithmetic", "--quick --data nowhere.npz", "nowhere.npz"),
+        ("table_arithmetic", "--schemes masks --plot bits.svg", "expected sdfxp_laps among the schemes"),
+        ("table_chips", "--chip edge", "expected a chip among"),
         ("table_joint", "--seeds 0", "--seeds in the command line: expected a number from 1"),
         ("search_sharded", "--processes 2 --process 2", "expected process in 0 to 1, got 2"),
         ("search_sharded", "--evaluations -1", "expected a number from 1"),
