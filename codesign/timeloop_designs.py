@@ -109,8 +109,10 @@ def _architecture(chip: Chip, word_bits: int, read_widths: np.ndarray, split: Se
         mesh = int(fanout[l + 1 :, 0].prod())
         if l in split:
             columns = mesh * int(fanout[l, 0])
-            storage.append(_level(name + _ROWS, int(instances[l] * fanout[l, 0]), columns, word_bits) | {"entries": 1})
-        level = _level(name, int(instances[l]), mesh, word_bits)
+            storage.append(
+                timeloop_level(name + _ROWS, int(instances[l] * fanout[l, 0]), columns, word_bits) | {"entries": 1}
+            )
+        level = timeloop_level(name, int(instances[l]), mesh, word_bits)
         level |= {"vector_access_energy": float(energy[l]), "shared_bandwidth": float(per_cycle[l]) / word_bits}
         storage.append(
             level | ({"entries": int(capacity[l] // word_bits)} if np.isfinite(capacity[l]) else {"technology": "DRAM"})
@@ -120,7 +122,8 @@ def _architecture(chip: Chip, word_bits: int, read_widths: np.ndarray, split: Se
     return {"arithmetic": mac | {"energy": float(product) * 1e12}, "storage": storage}
 
 
-def _level(name: str, instances: int, mesh: int, word_bits: int) -> dict[str, Any]:
+def timeloop_level(name: str, instances: int, mesh: int, word_bits: int) -> dict[str, Any]:
+    """A memory level without its size and prices; `mesh` of its instances stand side by side."""
     return {
         "name": name,
         "instances": instances,
