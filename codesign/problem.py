@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -75,7 +74,13 @@ def load_tasks(config: Config) -> Tasks:
     if config.data.writer is None:
         return Tasks(everybody, everybody)
     per_class = max(1, config.data.writer_samples // everybody.num_classes)
-    personal = make_personalisation(everybody, config.data.writer, per_class)
+    try:
+        personal = make_personalisation(everybody, config.data.writer, per_class)
+    except ValueError as error:
+        raise ValueError(
+            f"data.writer {config.data.writer}, data.writer_samples {config.data.writer_samples} ({per_class} of each "
+            f"class): {error}"
+        ) from None
     judged = stratified_places(personal.evaluation.labels) % 2 == 0
     writer = dataclasses.replace(
         personal.dataset,
@@ -265,7 +270,7 @@ def trace_network(
     def network(params, rest, images, key):
         return forward(params, rest, images, key, True)[0]
 
-    images = np.zeros((batch_size, *dataset.input_shape), np.float32)
+    images = jax.ShapeDtypeStruct((batch_size, *dataset.input_shape), jnp.float32)
     return trace(network, params, rest, images, jax.random.key(0), optimizer=optimizer, **options)
 
 

@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from codesign import config
-from codesign.config import ChipConfig
+from codesign.config import ChipConfig, Config, DataConfig
 from codesign.design import DEFAULT_VARIABLES, physical_values
-from codesign.problem import design_space, load_chip, load_model
+from codesign.inspection import model_workload
+from codesign.problem import design_space, load_chip, load_model, load_tasks
 from nets.dataset_files import load_dataset
 from nets.models import MODELS
 
@@ -99,3 +100,13 @@ def test_a_chip_outside_the_usual_ranges_is_where_the_search_starts():
 
 def test_the_settings_know_all_models():
     assert set(config.MODELS) == set(MODELS)
+
+
+def test_a_batch_larger_than_memory_is_traced():
+    assert model_workload("mlp", "digits", 10**9).batch == 10**9
+
+
+def test_more_samples_of_a_writer_than_there_are_name_the_settings():
+    settings = Config(data=DataConfig(writer=3, writer_samples=400))
+    with pytest.raises(ValueError, match=r"^data.writer 3, data.writer_samples 400 \(40 of each class\): expected"):
+        load_tasks(settings)
