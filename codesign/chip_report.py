@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,10 +16,11 @@ import numpy as np
 from codesign import mapper, plots, rundir
 from codesign.anytime import Effort, Progress
 from codesign.chip_boxes import Work
+from codesign.chip_front import Point
 from codesign.chip_population import METRICS, Array
-from codesign.chip_search import OBJECTIVES, ChipSearch, ChipsFound, Plan, Point, UnmetBudgetError, check_budgets
+from codesign.chip_search import OBJECTIVES, ChipSearch, ChipsFound, Plan, UnmetBudgetError, check_budgets
 from codesign.config import ChipConfig
-from codesign.design import LEVELS, SEARCHED_VARIABLES, DesignSpace, Variable, physical_values
+from codesign.design import LEVELS, SEARCHED_VARIABLES, DesignSpace, physical_values
 from codesign.evaluation import initial_prices
 from codesign.inspection import model_workload
 from codesign.objective import step_cost
@@ -137,7 +137,7 @@ def make_space(base: Chip, free: Sequence[str] | None) -> DesignSpace:
     if free is not None:
         names = free_variables([name for name in free if name != "levels"])
     values = physical_values(base)
-    variables = {name: _holding(SEARCHED_VARIABLES[name], values[name]) for name in names}
+    variables = {name: SEARCHED_VARIABLES[name].holding(values[name]) for name in names}
     if "slice_bits" in variables:
         high = min(variables["slice_bits"].high, float(base.mac.widths.min()))
         variables["slice_bits"] = dataclasses.replace(variables["slice_bits"], high=high)
@@ -147,14 +147,6 @@ def make_space(base: Chip, free: Sequence[str] | None) -> DesignSpace:
     if not variables:
         raise ValueError("expected at least one free quantity, got none; name some after --free")
     return DesignSpace(base, variables)
-
-
-def _holding(variable: Variable, value: float) -> Variable:
-    """A quantity whose range, widened where need be, holds a value between its ends, which stay on grains."""
-    grains = value / variable.grain
-    low = min(variable.low, math.floor(grains + 1e-6) * variable.grain)
-    high = max(variable.high, math.ceil(grains - 1e-6) * variable.grain)
-    return dataclasses.replace(variable, low=low, high=high)
 
 
 def check_runnable(search: ChipSearch, found: ChipsFound, labels: Sequence[str]) -> None:

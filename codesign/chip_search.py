@@ -16,6 +16,7 @@ Whatever ends it, there are a best design, the front of all that were priced, an
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -33,6 +34,7 @@ from codesign import mapper
 from codesign.anytime import Effort, Progress, keep_searching
 from codesign.branching import OpenBoxes
 from codesign.chip_boxes import Box, Work, bound_boxes, every_hierarchy, halves, hierarchy, whole_space
+from codesign.chip_front import Front, Point
 from codesign.chip_population import (
     METRICS,
     Array,
@@ -47,7 +49,6 @@ from codesign.chip_population import (
 )
 from codesign.design import DesignSpace, physical_values, with_values
 from codesign.evaluation import NUM_CHAINS, initial_prices, search_mappings
-from codesign.pareto import non_dominated
 from codesign.sharding import replicated
 from hw.accesses import Accesses
 from hw.chip import Chip
@@ -61,7 +62,6 @@ _FRONT_POWERS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1
 _POOL = 16  # mappings of each operation that populations are priced on, for each hierarchy
 _FIRST_ROUNDS = 6  # of searches for the base chip, so that nothing is compared with one that was mapped in haste
 _DRAWS = 4  # for each chip of a population
-_FRONT = 200  # designs of the front that are kept
 _ELITE = 6  # best designs that changes and slopes begin with
 
 
@@ -89,16 +89,6 @@ class Plan:
     def effort(self, rounds: int, seconds: float = math.inf) -> Effort:
         """That of so many rounds: mappings tried for one operation."""
         return Effort(rounds * self.searched * self.evaluations, seconds)
-
-
-class Point(NamedTuple):
-    """A design: values of its chip's free quantities (k,), metrics (5,), mappings of its operations, (n, 1), their misfit; watts."""
-
-    values: Array
-    metrics: Array
-    mappings: mapper.Candidates
-    misfit: float
-    leakage_power: float
 
 
 class ChipsFound(NamedTuple):
@@ -166,15 +156,13 @@ class ChipSearch:
         self._slots = mapper.make_slots(self._chip(on_grains(space, space.column("high"))))
         self._tables = mapper.make_tables(work.step.operations)
         self._searched: set[bytes] = set()
-        self._front: list[Point] = []
-        self._nearest: Point | None = None
+        self._front = Front([self.goal, *self.others])
         self._base: Point | None = None
         self._pools: list[mapper.Candidates] = []  # of each hierarchy, see `codesign.chip_boxes`
         self._boxes = OpenBoxes[Box]()
         self._leading = whole_space(space)
         self._history: list[tuple[int, float, float, float]] = []
         self._chips = self._evaluations = 0
-        self._distance = math.inf
         self._open_whole_space()
 
     def search(self, effort: Effort, on_progress: Callable[[Progress], None] | None = None) -> ChipsFound:
@@ -193,10 +181,10 @@ class ChipSearch:
 
     def found(self, seconds: float = 0.0) -> ChipsFound:
         """The state of the search."""
-        best, base, value = self._best(self.goal), self._base, self._value()
+        best, base, value = self._front.best(self.goal), self._base, self._front.value
         assert best is not None and base is not None  # a round has ended
         now = (self._chips, seconds, value, min(self._boxes.bound, value))
-        front = tuple(sorted(self._front, key=lambda point: point.metrics[0]))
+        front = tuple(sorted(self._front.points, key=lambda point: point.metrics[0]))
         return ChipsFound(best, value, now[3], front, base, self._chips, self._evaluations, (*self._history, now))
 
     def chip(self, point: Point) -> Chip:
@@ -205,13 +193,6 @@ class ChipSearch:
 
     def _chip(self, values: Array) -> Chip:
         return with_values(self.space.base, {n: jnp.asarray(v) for n, v in zip(self.names, values, strict=True)})
-
-    def _best(self, goal: Goal) -> Point | None:
-        """The least value of a goal on the front; what comes nearest to fitting the limits if nothing does."""
-        return min(self._front, key=lambda point: goal.values(point.metrics)) if self._front else self._nearest
-
-    def _value(self) -> float:
-        return min((float(self.goal.values(point.metrics)) for point in self._front), default=math.inf)
 
     def _round(self, i: int) -> None:
         goal = self.others[i // 2 % len(self.others)] if i % 2 and self.others else self.goal
@@ -229,7 +210,7 @@ class ChipSearch:
         Returns:
           Merits (P,), lower is better.
         """
-        priced, best = self._price(chips, goal), self._best(goal)
+        priced, best = self._price(chips, goal), self._front.best(goal)
         assert best is not None  # something was priced
         merits = goal.merits(priced.metrics, priced.misfit)
         order = np.argsort(merits)
@@ -305,40 +286,13 @@ class ChipSearch:
         priced = Priced(*(np.asarray(x) for x in found))
         priced = priced._replace(metrics=np.asarray(priced.metrics, np.float64))
         self._chips += len(chips)
-        distances = self.goal.excesses(priced.metrics).sum(axis=1) + np.where(
-            priced.misfit > 0, 1e6 + priced.misfit, 0.0
-        )
-        self._take(chips, priced, np.flatnonzero(distances == 0))
-        nearest = int(np.argmin(distances))
-        if not self._front and (self._nearest is None or distances[nearest] < self._distance):
-            self._nearest, self._distance = self._point(chips, priced, nearest), distances[nearest]
+        self._front.take(priced, functools.partial(self._point, chips, priced))
         return priced
 
     @staticmethod
     def _weights(goal: Goal) -> jax.Array:
         """Powers of energy and latency, for the choice of mappings."""
         return jnp.asarray(goal.powers[:2], jnp.float32)
-
-    def _take(self, chips: Array, priced: Priced, within: np.ndarray) -> None:
-        """Chips within the budgets that no other beats join the front."""
-        old = np.array([point.metrics[:3] for point in self._front]).reshape(-1, 3)
-        table = np.concatenate([old, np.asarray(priced.metrics)[within, :3]])
-        _, first = np.unique(table, axis=0, return_index=True)
-        kept = np.zeros(len(table), bool)
-        kept[first] = non_dominated(table[first])
-        points = [point for point, keep in zip(self._front, kept[: len(old)], strict=True) if keep]
-        points += [self._point(chips, priced, j) for j in within[kept[len(old) :]]]
-        self._front = self._thinned(points)
-
-    def _thinned(self, points: list[Point]) -> list[Point]:
-        """At most `_FRONT`: the best of every goal, and of each of so many stretches of the front the first."""
-        if len(points) <= _FRONT:
-            return points
-        table = np.array([point.metrics[:3] for point in points])
-        best = {int(np.argmin(goal.values(table))) for goal in (self.goal, *self.others)}
-        order = np.argsort(table[:, 0])
-        spread = order[np.linspace(0, len(points) - 1, _FRONT - len(best)).astype(int)]
-        return [points[j] for j in sorted({*best, *spread.tolist()})]
 
     def _point(self, chips: Array, priced: Priced, j: int) -> Point:
         rows = np.arange(priced.picks.shape[1])
@@ -352,10 +306,7 @@ class ChipSearch:
         if not sources:
             return self._drawn(whole_space(self.space), num)
         shares = np.diff(np.linspace(0, num, len(sources) + 1).astype(int))
-        best = self._best(goal)
-        assert best is not None  # the base chip was priced
-        ranked = sorted(self._front, key=lambda p: goal.values(p.metrics))[:_ELITE] or [best]
-        elite = np.array([point.values for point in ranked])
+        elite = np.array([point.values for point in self._front.ranked(goal)[:_ELITE]])
         parts = []
         for source, share in zip(sources, shares, strict=True):
             if source == "boxes":
@@ -457,7 +408,7 @@ class ChipSearch:
             chosen = int(np.argmax(values.min(axis=1)))
             for half, own in zip(cuts[chosen], values[chosen], strict=True):
                 if np.isfinite(own):
-                    self._boxes.add(max(bound, float(own)), half, self._value())
+                    self._boxes.add(max(bound, float(own)), half, self._front.value)
                     leading.append(half)
         self._leading = leading or self._leading
 

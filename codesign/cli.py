@@ -27,6 +27,7 @@ from codesign.config import (
     Config,
     Count,
     Positive,
+    Supply,
     check_config,
     check_ranges,
     fingerprint,
@@ -82,7 +83,7 @@ class CostCommand(QuantisedNetworkOptions):
     """Local SRAM in KiB instead of the chip's own."""
     shared_kib: Positive | None = None
     """Shared SRAM in KiB instead of the chip's own."""
-    vdd: Positive | None = None
+    vdd: Supply | None = None
     """Supply voltage in volts instead of the chip's own."""
     node_nm: Positive | None = None
     """Technology node in nanometres instead of the chip's own."""
@@ -230,25 +231,34 @@ def _parse_with(argv: list[str], settings: Config) -> Command:
         f"minutes, or 'cost', which takes seconds. A mistake is told in one line; with {TRACEBACK_VARIABLE}=1 in the "
         "environment, with its traceback."
     )
+    return read_arguments(lambda: tyro.cli(commands, prog=PROGRAM, description=description, args=argv), PROGRAM)
+
+
+def read_arguments[T](read: Callable[[], T], program: str) -> T:
+    """What `read`, a call of `tyro.cli`, makes of the arguments of a program.
+
+    Raises:
+      ValueError: arguments that do not fit; one line in place of tyro's box.
+      SystemExit: after --help.
+    """
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            command = tyro.cli(commands, prog=PROGRAM, description=description, args=argv)
+            return read()
     except SystemExit as finished:
         if finished.code in (None, 0):
             raise
-        raise ValueError(_in_one_line(told.getvalue())) from None
-    return command
+        raise ValueError(_in_one_line(told.getvalue(), program)) from None
 
 
-def _in_one_line(box: str) -> str:
+def _in_one_line(box: str, program: str) -> str:
     """The message inside one of tyro's boxes, with its first suggestion."""
     parts = re.split(r"[─-]{4,}", re.sub(r"[│╭╮╰╯]", " ", box))  # rules are hyphens where the terminal knows no more
     sections = [" ".join(part.split()) for part in parts]
     message, *hints = [section for section in sections if section][1:] or [box]
     option = next((re.search(r"--\S+", hint) for hint in hints if hint.startswith("Perhaps you meant")), None)
     choices = next((hint for hint in hints if hint.startswith("Available")), None)
-    advice = f"did you mean {option[0]}?" if option else choices or f"see '{PROGRAM} --help'"
+    advice = f"did you mean {option[0]}?" if option else choices or f"see '{program} --help'"
     return f"arguments: {message.rstrip('.')}; {advice}"
 
 

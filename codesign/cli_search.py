@@ -21,7 +21,8 @@ class NetworkOptions:
     """The network that a command is about."""
 
     model: str = "lenet"
-    """lenet, mlp, resnet8, resnet20, module:function of your own factory, or an ONNX or ZigZag file (docs/exchange.md)."""
+    """lenet, mlp, resnet8, resnet20, ds_cnn, mobilenet_vww, module:function of your own factory, or an ONNX or ZigZag file
+    (docs/exchange.md)."""
     data: str = "digits"
     """digits, the path of a dataset (docs/own-data.md), or module:function; decides the shape of the input."""
     batch_size: Count = 128

@@ -36,6 +36,8 @@ Bits = Annotated[int, Between(2, 16)]
 Share = Annotated[float, Between(0.0, 1.0)]
 # The bounds keep out zero, negative numbers, infinities and NaN without forbidding any chip or budget one could mean.
 Positive = Annotated[float, Between(1e-12, 1e12)]
+# Volts: beyond, the laws of clock and leakage end in infinities, or tell of what nobody builds.
+Supply = Annotated[float, Between(0.2, 2.0)]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class ModelConfig:
     """The network."""
 
     name: str = "lenet"
-    """lenet, mlp, resnet8, resnet20, or module:function of your own, called with input_shape, num_classes and seed."""
+    """lenet, mlp, resnet8, resnet20, ds_cnn, mobilenet_vww, or module:function of your own, called with input_shape,
+    num_classes and seed."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class ChipConfig:
     """Initial local SRAM, which feeds the array, in KiB."""
     shared_kib: Positive | None = None
     """Initial shared SRAM in KiB."""
-    vdd: Positive | None = None
+    vdd: Supply | None = None
     """Initial supply voltage in volts."""
     free: tuple[Literal["rows", "columns", "register_bytes", "local_kib", "shared_kib", "bandwidth", "vdd"], ...] = (
         "rows",

@@ -155,7 +155,7 @@ class State:
       design: the unconstrained chip.
       opt_state: of the present phase.
       multipliers: of the budgets and of the noise constraint ("noise"), shape ().
-      mappings: candidates kept per operation, None until the first refresh.
+      mappings: candidates kept per operation: those of the chip as it stood at the last refresh, behind them its neighbours'.
       prices: of a joule and of a second, shape (2,).
       noise: the measured noise of backward errors.
     """

@@ -7,6 +7,7 @@ in the forward pass, straight through. So every iterate that is costed is alread
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,16 @@ class Variable:
         built = jnp.round(smooth / self.grain) * self.grain
         return smooth + jax.lax.stop_gradient(jnp.clip(built, self.low, self.high) - smooth)
 
+    def holding(self, value: float) -> Variable:
+        """The same with a range that is widened, where need be, to hold a value of a grain or more; its ends stay on grains."""
+        grains = value / self.grain  # of a float32, hence the tolerances
+        low = min(self.low, max(math.floor(grains + 1e-4), 1) * self.grain)
+        high = max(self.high, math.ceil(grains - 1e-4) * self.grain)
+        return dataclasses.replace(self, low=low, high=high)
+
     def raw(self, value: float) -> jax.Array:
         """Unconstrained number of a physical value; values at a bound are moved a hundredth of the range inside."""
-        if not self.low <= value <= self.high:
+        if not self.low * (1 - 1e-6) <= value <= self.high * (1 + 1e-6):  # a float32 of an end may lie beside it
             raise ValueError(f"expected a value in [{self.low}, {self.high}] {self.unit}, got {value}; widen the range")
         span = np.log(self.high / self.low) if self.logarithmic else self.high - self.low
         share = (np.log(value / self.low) if self.logarithmic else value - self.low) / span
@@ -95,9 +103,18 @@ class DesignSpace:
         return np.array([getattr(variable, name) for variable in self.variables.values()])
 
     def initial(self) -> Design:
-        """The unconstrained design of the base chip itself."""
-        values = physical_values(self.base)
-        return {name: variable.raw(values[name]) for name, variable in self.variables.items()}
+        """The unconstrained design of the base chip itself.
+
+        Raises:
+          ValueError: one of its quantities is outside the range in which it is free; names it.
+        """
+        values, design = physical_values(self.base), {}
+        for name, variable in self.variables.items():
+            try:
+                design[name] = variable.raw(values[name])
+            except ValueError as error:
+                raise ValueError(f"{name} of the chip: {error}, or do not free it") from None
+        return design
 
     def chip(self, design: Design) -> Chip:
         """The buildable chip of a design, differentiable straight through its grains."""

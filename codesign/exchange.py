@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import yaml
 
-from codesign.rundir import read_yaml, write_atomic
+from codesign.rundir import blaming, read_yaml, write_atomic
 from codesign.tracing import Workload
 from hw.operation import LOOPS, OPERANDS, PASSES, Operation, make_operation
 
@@ -126,10 +126,8 @@ def read_timeloop_problem(path: Path) -> Operation:
       FileNotFoundError: no such file.
     """
     content = read_yaml(path)
-    try:
+    with blaming(path):
         return _read_problem(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 class _Axis(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codesign.annealing import ILLEGAL
 from hw.accesses import Accesses
 from hw.chip import Chip
 from hw.cost import Cost, price
@@ -18,7 +19,6 @@ from hw.schedule import Step, StepCost, join, residency
 BUDGETS = ("area", "latency", "energy", "power")  # fields of StepCost, SI units
 
 _TEMPERATURE = 0.05  # of the soft minimum over candidates, in nats of score
-_ILLEGAL = 100.0
 
 
 @jax.jit
@@ -99,7 +99,7 @@ def _rank(costs: Cost, prices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scores (n, K), inflated where a candidate does not fit, and the best of those that do, (n,)."""
     violation = jnp.sum(costs.violation, axis=-1)
     scores = jnp.log(prices[0] * costs.energy + prices[1] * costs.latency) + jnp.log(1.0 + violation)
-    return scores, jnp.argmin(jnp.where(violation > 0, scores + _ILLEGAL, scores), axis=-1)
+    return scores, jnp.argmin(jnp.where(violation > 0, scores + ILLEGAL, scores), axis=-1)
 
 
 def next_prices(cost: StepCost, powers: Sequence[float] | jax.Array = (1.0, 1.0)) -> jax.Array:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -75,7 +74,13 @@ def load_tasks(config: Config) -> Tasks:
     if config.data.writer is None:
         return Tasks(everybody, everybody)
     per_class = max(1, config.data.writer_samples // everybody.num_classes)
-    personal = make_personalisation(everybody, config.data.writer, per_class)
+    try:
+        personal = make_personalisation(everybody, config.data.writer, per_class)
+    except ValueError as error:
+        raise ValueError(
+            f"data.writer {config.data.writer}, data.writer_samples {config.data.writer_samples} ({per_class} of each "
+            f"class): {error}"
+        ) from None
     judged = stratified_places(personal.evaluation.labels) % 2 == 0
     writer = dataclasses.replace(
         personal.dataset,
@@ -158,7 +163,7 @@ def load_chip(config: ChipConfig) -> Chip:
         raise ValueError(f"chip.preset: {unknown('chip', config.preset, [*CHIPS, *PRESETS])}")
     chip = CHIPS[config.preset]()
     if config.node_nm is not None:
-        technology = make_technology(int(config.node_nm))
+        technology = make_technology(config.node_nm)
         vdd = jnp.asarray(technology["supply.vdd"], chip.vdd.dtype)
         chip = dataclasses.replace(chip, technology=technology, vdd=vdd)
     given = {name: getattr(config, name) for name in CHIP_NUMBERS}
@@ -188,9 +193,10 @@ def load_published(config: ChipConfig, bits: float, mode: str | None = None, mec
 
 
 def design_space(chip: Chip, free: tuple[str, ...]) -> DesignSpace:
-    """The quantities that the settings free, under the names of `codesign.design`."""
-    names = free_variables(free)
-    return DesignSpace(chip, {name: variable for name, variable in DEFAULT_VARIABLES.items() if name in names})
+    """The quantities that the settings free, under the names of `codesign.design`, in ranges that hold the chip itself."""
+    names, values = free_variables(free), physical_values(chip)
+    variables = {name: it.holding(values[name]) for name, it in DEFAULT_VARIABLES.items() if name in names}
+    return DesignSpace(chip, variables)
 
 
 def free_variables(free: Sequence[str]) -> list[str]:
@@ -264,7 +270,7 @@ def trace_network(
     def network(params, rest, images, key):
         return forward(params, rest, images, key, True)[0]
 
-    images = np.zeros((batch_size, *dataset.input_shape), np.float32)
+    images = jax.ShapeDtypeStruct((batch_size, *dataset.input_shape), jnp.float32)
     return trace(network, params, rest, images, jax.random.key(0), optimizer=optimizer, **options)
 
 

@@ -88,7 +88,7 @@ METHODS = {
     "sequential": "bit widths first, on the starting chip; then chip and mapping for those bits",
     "uniform8": "8 bits everywhere on the starting chip, whatever the budgets",
     "float32": "32-bit floating point, on the floating-point variant of the starting chip",
-    "random": "the best of as many randomly drawn chips as the joint search evaluated",
+    "random": "the best of randomly drawn chips, with the bits of joint and as many mappings tried in all",
     "joint_without_bits": "joint, but with the bit widths held at their initial values",
     "joint_without_chip": "joint, but with the chip held as it was at the start",
 }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -68,7 +67,7 @@ def _write_onnx(directory: Path, out: Path | None, samples: int) -> list[Path]:
 def _write_csv(directory: Path, out: Path | None, samples: int) -> list[Path]:
     """The table of layers, with the bits of the joint design."""
     path = out or directory / "layers.csv"
-    with _blaming(directory / rundir.DESIGN) as source:
+    with rundir.blaming(directory / rundir.DESIGN) as source:
         bits = read_bits(rundir.read_design(source).get("bits", {}))
         workload = _workload(directory)
         if (num := workload.num_products) != len(bits):
@@ -80,7 +79,7 @@ def _write_csv(directory: Path, out: Path | None, samples: int) -> list[Path]:
 def _write_timeloop(directory: Path, out: Path | None, samples: int) -> list[Path]:
     """Chip, problem and mapping of every operation of the joint design's training step."""
     base = load_chip(load_config(directory / rundir.CONFIG).chip)
-    with _blaming(directory / rundir.DESIGN) as source:
+    with rundir.blaming(directory / rundir.DESIGN) as source:
         design = rundir.read_design(source)
         chip = with_values(base, chip_values(design.get("chip", {})))
         return write_timeloop_designs(_workload(directory), chip, design, out or directory / "timeloop")
@@ -119,15 +118,6 @@ def _scalars(record: dict) -> dict[str, float]:
     return {
         name: value for name, value in (record | nested).items() if isinstance(value, int | float) and name != "epoch"
     }
-
-
-@contextlib.contextmanager
-def _blaming(path: Path) -> Iterator[Path]:
-    """What is wrong within is told with the file that says it."""
-    try:
-        yield path
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _load(directory: Path) -> tuple[Config, Dataset, Forward, Params, Rest]:

@@ -230,6 +230,29 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"not valid YAML: {reason} in {path}; is this the right file?") from None
 
 
+def read_json(path: Path) -> Any:
+    """Parse one JSON file.
+
+    Raises:
+      ValueError: not JSON; one line with the file.
+      OSError: no such file, or none that can be read.
+    """
+    with blaming(path):
+        try:
+            return json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not valid JSON: {error}; is this the right file?") from None
+
+
+@contextlib.contextmanager
+def blaming(path: Path) -> Iterator[Path]:
+    """What is wrong within is told with the file that says it."""
+    try:
+        yield path
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _refuse_duplicate_keys(root: yaml.Node | None) -> None:
     """Raises ConstructorError where a key stands twice, of which a loader would silently keep the last."""
     pending, visited = [root], set()  # an alias may lead back to where it stands

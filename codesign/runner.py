@@ -218,8 +218,8 @@ class Run:
     def _prepared(self, stage: Stage) -> State:
         """The state a stage starts from, with the formats it wants."""
         state = self._best_try(stage) if stage.start == "best" else self.states[stage.start]
-        if stage.bits is not None:
-            state = self._with_formats(state, LayerRule(*(stage.bits,) * 4))
+        if stage.rule is not None:
+            state = self._with_formats(state, stage.rule)
         elif stage.phase.quantised and not stage.phase.learn_bits:
             state = dataclasses.replace(state, precision=freeze(state.precision))
         return state
@@ -442,7 +442,7 @@ class Run:
         return [
             *over,
             f"Costs are of one training step of {task.workload.batch} samples ({self.config.train.optimizer}, float32 "
-            f"master weights), modelled, not measured on silicon: {technology.node_nm} nm, {technology.dram}.",
+            f"master weights), modelled, not measured on silicon: {technology.node_nm:g} nm, {technology.dram}.",
             f"Budgets: {describe_budgets(task.budgets)}. EDP of a step is its energy times its latency, leakage and DRAM included.",
             "Accuracies are of the test set, which nothing was chosen on; every method had the same number of training "
             "steps after the same float32 pretraining.",

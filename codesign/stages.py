@@ -8,6 +8,8 @@ from typing import Literal
 
 from codesign.config import Config
 from codesign.cooptimize import Phase
+from codesign.problem import initial_rule
+from nets.rules import LayerRule
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Stage:
         method's tries.
       phase: what moves.
       epochs: passes over the training set (of as many steps without data, where the network does not train).
-      bits: width of every operand to start with; None keeps the state's formats.
+      rule: formats of every layer to start with, fitted anew; None keeps the state's.
       effort: of the search for the mappings of its last iterate, as a multiple of that of a single try.
       finish: what follows: "calibrate" formats and keep the state as pretrained; "try": keep it as one of several to choose
         from; "legalise" chip and mappings; "report" the finished method.
@@ -31,7 +33,7 @@ class Stage:
     phase: Phase
     epochs: int
     finish: Literal["calibrate", "try", "legalise", "report"]
-    bits: int | None = None
+    rule: LayerRule | None = None
     effort: int = 1
 
     @property
@@ -55,7 +57,7 @@ def plan(config: Config) -> tuple[Stage, ...]:
                 Phase(learn_bits=bits, learn_chip=chip, penalty="edp", weight=weight),
                 train.epochs,
                 "try",
-                bits=None if bits else 8,
+                rule=None if bits else initial_rule(config.precision),
             )
             for weight in config.objective.cost_weights
         ]
@@ -81,7 +83,7 @@ def plan(config: Config) -> tuple[Stage, ...]:
 
     methods = {
         "float32": [Stage("float32", "pretrained", Phase(quantised=False), all_epochs, "report")],
-        "uniform8": [Stage("uniform8", "pretrained", Phase(), all_epochs, "report", bits=8)],
+        "uniform8": [Stage("uniform8", "pretrained", Phase(), all_epochs, "report", rule=LayerRule(8, 8, 8, 8))],
         "sequential": sequential(),
         "joint_without_bits": joint("joint_without_bits", False, learn_chip),
         "joint_without_chip": joint("joint_without_chip", learn_bits, False),

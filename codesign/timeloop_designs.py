@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from codesign.exchange import operations_of, read_timeloop_problem, timeloop_problem
-from codesign.rundir import read_yaml, write_atomic
+from codesign.rundir import blaming, read_yaml, write_atomic
 from codesign.summary import read_bits, read_mapping
 from codesign.tracing import Workload
 from hw.arithmetic import product_energy
@@ -90,15 +90,14 @@ def read_timeloop_design(path: Path) -> tuple[Operation, Mapping]:
       FileNotFoundError: no such file.
     """
     operation, content = read_timeloop_problem(path), read_yaml(path)
-    try:
-        names = [level["name"] for level in content["arch"]["storage"]]
-        return operation, _read_mapping(operation, names, content["mapping"])
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: expected arch, problem and mapping of Timeloop, got none that can be read: {error!r}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    with blaming(path):
+        try:
+            names = [level["name"] for level in content["arch"]["storage"]]
+            return operation, _read_mapping(operation, names, content["mapping"])
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"expected arch, problem and mapping of Timeloop, got none that can be read: {error!r}"
+            ) from None
 
 
 def _architecture(chip: Chip, word_bits: int, read_widths: np.ndarray, split: Sequence[int]) -> dict[str, Any]:
@@ -110,8 +109,10 @@ def _architecture(chip: Chip, word_bits: int, read_widths: np.ndarray, split: Se
         mesh = int(fanout[l + 1 :, 0].prod())
         if l in split:
             columns = mesh * int(fanout[l, 0])
-            storage.append(_level(name + _ROWS, int(instances[l] * fanout[l, 0]), columns, word_bits) | {"entries": 1})
-        level = _level(name, int(instances[l]), mesh, word_bits)
+            storage.append(
+                timeloop_level(name + _ROWS, int(instances[l] * fanout[l, 0]), columns, word_bits) | {"entries": 1}
+            )
+        level = timeloop_level(name, int(instances[l]), mesh, word_bits)
         level |= {"vector_access_energy": float(energy[l]), "shared_bandwidth": float(per_cycle[l]) / word_bits}
         storage.append(
             level | ({"entries": int(capacity[l] // word_bits)} if np.isfinite(capacity[l]) else {"technology": "DRAM"})
@@ -121,7 +122,8 @@ def _architecture(chip: Chip, word_bits: int, read_widths: np.ndarray, split: Se
     return {"arithmetic": mac | {"energy": float(product) * 1e12}, "storage": storage}
 
 
-def _level(name: str, instances: int, mesh: int, word_bits: int) -> dict[str, Any]:
+def timeloop_level(name: str, instances: int, mesh: int, word_bits: int) -> dict[str, Any]:
+    """A memory level without its size and prices; `mesh` of its instances stand side by side."""
     return {
         "name": name,
         "instances": instances,

@@ -19,9 +19,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import command_line
 from hw import LOOPS, PASSES, Mapping, Operation, count, make_operation, stack_operations
 from hw.batching import into_blocks, out_of_blocks
 from hw.chip import make_chip
@@ -42,19 +42,6 @@ CPU_OPTIONS = {"xla_cpu_prefer_vector_width": 512, "xla_cpu_enable_fast_min_max"
 BATCHES = (1, 16, 256, 4096, 16_384, 65_536, 262_144, 1_048_576)
 QUICK_BATCHES = (256, 16_384, 65_536)
 REFERENCE_BATCH = 65_536
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Speed of the cost model: exact counts and their gradients, against the batch size.
-
-    Attributes:
-      json: print one JSON object instead of text.
-      quick: three batch sizes only.
-    """
-
-    json: bool = False
-    quick: bool = False
 
 
 class Prices(NamedTuple):
@@ -225,14 +212,18 @@ def _evaluate_on(chip: Any, bits: jax.Array, design: Designs) -> tuple[jax.Array
     return cost.energy, cost.latency
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    options = tyro.cli(Arguments, args=arguments, description=Arguments.__doc__)
+def main(quick: bool = False, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+    """Speed of the cost model: exact counts and their gradients, against the batch size.
+
+    Args:
+      quick: three batch sizes only.
+      as_json: print one JSON object instead of text.
+    """
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    report = run(QUICK_BATCHES if options.quick else BATCHES)
-    if options.json:
+    report = run(QUICK_BATCHES if quick else BATCHES)
+    if as_json:
         print(json.dumps(report))
-        return 0
+        return
     print(f"{'batch':>9} {'evaluations/s':>15} {'value+gradient/s':>17} {'compile s':>10} {'with gradient':>14}")
     for rows, row in report["by_batch"].items():
         print(
@@ -248,8 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"share of memory-bound roofline {report['roofline_fraction']:.2f}, peak RSS {report['peak_rss_mib']:.0f} MiB"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.run(main))

@@ -7,7 +7,6 @@ Ends with exit code 0 if every entry matches, 1 if some do not, 2 if the file ca
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,28 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.reference_points import Case, Entry, FormatError
+from codesign.rundir import blaming
+from experiments import command_line
+from experiments.reference_points import Case, Entry
 from experiments.timeloop_points import TimeloopPoint, read_timeloop
 from experiments.zigzag_points import ZigzagPoint, read_zigzag
 from hw import LOOPS, Accesses, Conventions, Mapping, count
 
 SHOWN = 5
 type Point = TimeloopPoint | ZigzagPoint
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Compares the access counts with those of Timeloop or ZigZag, point by point.
-
-    Attributes:
-      file: reference points, one JSON object a line (timeloop) or one document (zigzag).
-      json: print one JSON object instead of text.
-      format: whose points they are.
-    """
-
-    file: Annotated[Path, tyro.conf.Positional]
-    json: bool = False
-    format: Literal["timeloop", "zigzag"] = "timeloop"
 
 
 def check(path: Path, format: Literal["timeloop", "zigzag"] = "timeloop") -> dict:
@@ -53,8 +39,6 @@ def check(path: Path, format: Literal["timeloop", "zigzag"] = "timeloop") -> dic
     """
     entries, mismatches, worst = 0, [], 0.0
     points: Sequence[Point] = read_zigzag(path) if format == "zigzag" else read_timeloop(path)
-    if not points:
-        raise FormatError("line 1, field (all): no points")
     counts = iter(count_all([case for point in points for case in point.cases], points[0].conventions))
     for point in points:
         of_cases = [next(counts) for _ in point.cases]
@@ -121,16 +105,21 @@ def _explain(point: Point, entry: Entry) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    options = tyro.cli(Arguments, args=arguments, description=Arguments.__doc__)
-    try:
-        with jax.enable_x64(True):
-            report = check(options.file, options.format)
-    except (FormatError, OSError, UnicodeDecodeError) as error:
-        print(f"{options.file}: {error}", file=sys.stderr)
-        return 2
-    if options.json:
+def main(
+    file: tyro.conf.Positional[Path],
+    format: Literal["timeloop", "zigzag"] = "timeloop",
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """Compares the access counts with those of Timeloop or ZigZag, point by point; returns the exit code.
+
+    Args:
+      file: reference points, one JSON object a line (timeloop) or one document (zigzag).
+      format: whose points they are.
+      as_json: print one JSON object instead of text.
+    """
+    with blaming(file), jax.enable_x64(True):
+        report = check(file, format)
+    if as_json:
         print(json.dumps(report))
     else:
         print(f"{report['points']} points, {report['entries']} entries, {report['mismatches']} mismatches")
@@ -140,4 +129,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.run(main))

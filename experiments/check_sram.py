@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from codesign.rundir import blaming
 from experiments import command_line
 from hw import memory
 from hw.memory import PORTS, MemoryLevel
@@ -76,10 +77,13 @@ def read_sweep(path: Path) -> Sweep:
     """
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in (*NUMBERS, *CHOICES) if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"line 1: field {missing[0]} is missing; expected the columns of a CACTI table")
-        records = [(reader.line_num, record) for record in reader]
+        try:
+            missing = [name for name in (*NUMBERS, *CHOICES) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"line 1: field {missing[0]} is missing; expected the columns of a CACTI table")
+            records = [(reader.line_num, record) for record in reader]
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num + 1}: {error}; expected a CACTI table") from None
     if not records:
         raise ValueError("line 2: field node_nm is missing; expected at least one row")
     numbers = {name: np.array([_number(name, record[name], line) for line, record in records]) for name in NUMBERS}
@@ -122,19 +126,17 @@ def summarise(sweep: Sweep) -> dict[str, dict[str, float]]:
     return summary
 
 
-def main(file: tyro.conf.Positional[Path], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+def main(file: tyro.conf.Positional[Path], as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
     """Compare the SRAM laws with a table of CACTI results.
 
     Args:
       file: table in the CSV format described above.
-      json_output: print one JSON object instead of a table.
+      as_json: print one JSON object instead of a table.
     """
-    try:
-        summary = summarise(read_sweep(file))
-    except (OSError, ValueError) as error:
-        print(f"{file}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    if json_output:
+    with blaming(file):
+        sweep = read_sweep(file)
+    summary = summarise(sweep)
+    if as_json:
         print(json.dumps(summary))
         return
     print(f"{'relative error':16}{'rows':>6}{'median':>9}{'p90':>9}{'max':>9}")

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from scipy.optimize import least_squares
 
+from codesign.rundir import blaming
 from experiments import command_line
 from experiments.check_sram import LEAKAGE_TEMPERATURE, Sweep, read_sweep
 from hw import memory
@@ -84,7 +85,8 @@ def main(file: tyro.conf.Positional[Path]) -> None:
     Args:
       file: table in the CSV format of experiments/check_sram.py.
     """
-    sweep = read_sweep(file)
+    with blaming(file):
+        sweep = read_sweep(file)
     cool = sweep.rows(sweep.temperature == LEAKAGE_TEMPERATURE)
     processes = np.array([f"{device} {node:g}" for device, node in zip(cool.device, cool.node_nm, strict=True)])
     # float64: the finite curvature of nearly collinear exponents is lost in float32.

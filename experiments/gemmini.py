@@ -11,7 +11,6 @@ and the layer tables are those of the project's reference data, copied to gemmin
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from codesign.flat import FlatPrices
 from codesign.mapspace import Array, Counts, Limits, Nest, Price, Space
+from codesign.rundir import read_json
 from hw.operation import LOOPS
 
 WORKLOADS = Path(__file__).with_name("gemmini_workloads.json")
@@ -144,7 +144,7 @@ def read_workload(path: Path, name: str) -> Workload:
       ValueError: no such file or network, or a layer without one of its numbers.
     """
     try:
-        networks = json.loads(path.read_text())["workloads"]
+        networks = read_json(path)["workloads"]
         layers = networks[name]["layers"]
         nests = [
             Nest(tuple(layer.get(d, 1) for d in LOOPS), (layer["Wstride"], layer["Hstride"]), (1, 1))
@@ -153,5 +153,5 @@ def read_workload(path: Path, name: str) -> Workload:
         return Workload(tuple(nests), tuple(layer["count"] for layer in layers))
     except OSError as error:
         raise ValueError(f"expected a file of layer tables, got {path}: {error.strerror}; give --workloads") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"expected layers of {name} in {path}, got none that can be read: {error!r}") from error

@@ -1,7 +1,10 @@
 """What reference points of any tool have in common: cases to count, entries to compare, and checked JSON fields."""
 
+import contextlib
 import json
 import math
+import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +53,8 @@ class Record:
         if key not in self.value:
             raise self.error("missing", key)
         value = self.value[key]
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        is_huge = isinstance(value, int) and abs(value) > sys.float_info.max  # JSON has integers of any size
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or is_huge:
             raise self.error(f"unexpected value {str(value)[:40]!r}", key)
         return value
 
@@ -88,6 +92,18 @@ class Record:
             raise self.error(f"unknown loop {str(name)[:20]!r}")
         return loop
 
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What goes wrong within with what the file holds is told of this object, unless of a field in it."""
+        try:
+            yield
+        except FormatError:
+            raise
+        except ValueError as error:
+            raise self.error(str(error)) from error
+        except (KeyError, TypeError) as error:
+            raise self.error(f"expected a reference point, got one that cannot be read: {error!r}") from error
+
     def error(self, message: str, key: str = "") -> FormatError:
         path = ".".join(part for part in (self.path, key) if part)
         return FormatError(f"line {self.line}, field {path or '(all)'}: {message}")
@@ -104,3 +120,5 @@ def parse(text: str, line: int) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise FormatError(f"line {line + error.lineno - 1}, field (all): no valid JSON, {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits; too many brackets
+        raise FormatError(f"line {line}, field (all): no valid JSON, {error}") from error

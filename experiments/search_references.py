@@ -27,8 +27,8 @@ from rich.table import Table
 from codesign.config import Seed
 from codesign.flat import FlatPrices, map_operations
 from codesign.mapspace import Nest, Space
+from codesign.rundir import blaming
 from experiments import command_line
-from experiments.reference_points import FormatError
 from experiments.timeloop_points import TimeloopPoint, read_timeloop
 from experiments.zigzag_points import ZigzagPoint, read_zigzag
 from experiments.zigzag_search import recount as recount_zigzag
@@ -59,9 +59,10 @@ class Row:
 def space_of(point: TimeloopPoint) -> Space:
     """What the chip of a point allows: every loop may run at every level and fan out wherever there is a fan-out."""
     levels = [level.value for level in point.levels]
-    fanout = np.array([level["fanout_below"] for level in levels], float)
+    with point.record.blamed():
+        fanout = np.array([level["fanout_below"] for level in levels], float)
+        capacity = np.array([level["entries"] or np.inf for level in levels], float)
     spatial = np.broadcast_to((fanout > 1)[..., None], (*fanout.shape, len(LOOPS)))
-    capacity = np.array([level["entries"] or np.inf for level in levels], float)
     everything = np.ones((len(levels), 3), bool)
     temporal = np.ones((len(levels), len(LOOPS)), bool)
     return Space(everything, temporal, spatial, fanout, capacity, everything.astype(float))
@@ -93,6 +94,8 @@ def search_timeloop(path: Path, seed: int = 0, limit: int | None = None) -> list
 def _timeloop_row(points: list[TimeloopPoint], key: jax.Array) -> Row:
     """A level that keeps an operand may also pass it by, as in the file; DRAM keeps all."""
     point, nest, space = points[0], nest_of(points[0]), space_of(points[0])
+    layer, arch = point.record.get("layer", str), point.record.record("arch")
+    kind = f"{arch.get('kind', str)} {arch.record('mac').get('instances', int)} MACs"
     toggles = space.keep & (np.arange(space.num_levels) < space.num_levels - 1)[:, None]
     begun = time.perf_counter()
     mapped = map_operations(
@@ -102,8 +105,6 @@ def _timeloop_row(points: list[TimeloopPoint], key: jax.Array) -> Row:
     jax.block_until_ready(mapped)
     seconds = time.perf_counter() - begun
     mapped.check([nest], space)
-    layer = point.record.get("layer", str)
-    kind = "{kind} {mac[instances]} MACs".format(**point.record.value["arch"])
     # Counted, as the file prints two decimals of a microjoule.
     least = min(p.energy(_count(p, p.case.mapping)) for p in points)
     return Row(kind, layer, least, recount(point, mapped.mapping), seconds)
@@ -163,12 +164,16 @@ def main(
     seed: Seed = 0,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
-    """Searches every chip and layer of a file; returns the exit code."""
-    try:
+    """Searches every chip and layer of a file; returns the exit code.
+
+    Args:
+      file: reference points, one JSON object a line (timeloop) or one document (zigzag).
+      format: whose points they are.
+      seed: of the searches.
+      as_json: print one JSON object on the last line.
+    """
+    with blaming(file):
         rows = search_zigzag(file, seed) if format == "zigzag" else search_timeloop(file, seed)
-    except (FormatError, OSError, UnicodeDecodeError) as error:
-        print(f"{file}: {error}", file=sys.stderr)
-        return 2
     show(rows, Console(stderr=as_json))
     if as_json:
         print(json.dumps([row.__dict__ | {"ratio": row.ratio} for row in rows]))

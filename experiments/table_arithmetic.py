@@ -285,10 +285,12 @@ def main(
     unknown = set(schemes) - set(SCHEMES)
     if unknown:
         raise ValueError(f"expected schemes among {', '.join(SCHEMES)}, got {', '.join(sorted(unknown))}")
+    if plot is not None and "sdfxp_laps" not in schemes:
+        raise ValueError(f"expected sdfxp_laps among the schemes, whose widths --plot draws, got {', '.join(schemes)}")
     names = ("float32", *(name for name in schemes if name != "float32"))
     seeds, epochs, adapt_epochs = (1, 2, 2) if quick else (seeds, epochs, 30)
     table = tabulate(measure(load_dataset(data), names, seeds, epochs, adapt_epochs))
-    if plot is not None and "sdfxp_laps" in table:
+    if plot is not None:
         history = np.array(table["sdfxp_laps"]["bits_over_time"])
         plot_bits(history, table["sdfxp_laps"]["layers"], plot)
     if as_json:

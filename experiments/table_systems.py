@@ -25,6 +25,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from codesign.rundir import read_json
 from experiments import command_line
 from experiments.silicon.page import replace_between
 from experiments.systems.pictures import plot_ablations, plot_headlines, plot_ladder
@@ -107,12 +108,15 @@ def read_measured(paths: Sequence[Path]) -> dict[str, Any]:
 
     Raises:
       ValueError: a file that is not such JSON.
+      OSError: no such file.
     """
     systems: dict[str, Any] = {}
     for path in paths:
         try:
-            systems |= json.loads(path.read_text())["systems"]
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            found = read_json(path)
+            markdown(found)  # what a system lacks shows before the others are measured, not after
+            systems |= found["systems"]
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"expected {path} to hold what --json printed, got {type(error).__name__}: {error}"
             ) from error

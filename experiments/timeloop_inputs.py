@@ -12,7 +12,7 @@ import yaml
 
 from codesign.exchange import timeloop_problem
 from codesign.mapspace import Nest
-from codesign.timeloop_designs import timeloop_mapping
+from codesign.timeloop_designs import timeloop_level, timeloop_mapping
 from experiments import gemmini
 from hw.mapping import Mapping
 
@@ -38,22 +38,25 @@ def write_timeloop_inputs(folder: Path, inputs: list[dict[str, Any]]) -> None:
 
 def _architecture(chip: tuple[int, ...], macs_used: int) -> dict[str, Any]:
     pe, sp_kib, acc_kib = chip
-    words = {"word_bits": 8, "block_size": 1, "cluster_size": 1}
-    storage = [
-        {"name": "Registers", "entries": 1, "instances": pe * pe, "meshX": pe}
-        | words
-        | {"vector_access_energy": gemmini.REGISTER_PJ, "shared_bandwidth": gemmini.REGISTER_BANDWIDTH / macs_used},
-        {"name": "Accumulator", "entries": acc_kib * 1024 // gemmini.WORD_BYTES // pe, "instances": pe, "meshX": pe}
-        | words
-        | {"word_bits": 8 * gemmini.WORD_BYTES, "vector_access_energy": gemmini.accumulator_pj(acc_kib, pe)}
-        | {"shared_bandwidth": gemmini.ACCUMULATOR_BANDWIDTH},
-        {"name": "Scratchpad", "entries": sp_kib * 1024, "instances": 1, "meshX": 1}
-        | words
-        | {"vector_access_energy": gemmini.scratchpad_pj(sp_kib)}
-        | {"shared_bandwidth": gemmini.SCRATCHPAD_BANDWIDTH * pe},
-        {"name": "DRAM", "technology": "DRAM", "instances": 1, "meshX": 1}
-        | words
-        | {"vector_access_energy": gemmini.DRAM_PJ, "shared_bandwidth": gemmini.DRAM_BANDWIDTH},
-    ]
+    registers = timeloop_level("Registers", pe * pe, pe, 8) | {
+        "entries": 1,
+        "vector_access_energy": gemmini.REGISTER_PJ,
+        "shared_bandwidth": gemmini.REGISTER_BANDWIDTH / macs_used,
+    }
+    accumulator = timeloop_level("Accumulator", pe, pe, 8 * gemmini.WORD_BYTES) | {
+        "entries": acc_kib * 1024 // gemmini.WORD_BYTES // pe,
+        "vector_access_energy": gemmini.accumulator_pj(acc_kib, pe),
+        "shared_bandwidth": gemmini.ACCUMULATOR_BANDWIDTH,
+    }
+    scratchpad = timeloop_level("Scratchpad", 1, 1, 8) | {
+        "entries": sp_kib * 1024,
+        "vector_access_energy": gemmini.scratchpad_pj(sp_kib),
+        "shared_bandwidth": gemmini.SCRATCHPAD_BANDWIDTH * pe,
+    }
+    dram = timeloop_level("DRAM", 1, 1, 8) | {
+        "technology": "DRAM",
+        "vector_access_energy": gemmini.DRAM_PJ,
+        "shared_bandwidth": gemmini.DRAM_BANDWIDTH,
+    }
     arithmetic = {"name": "MACs", "instances": pe * pe, "meshX": pe, "word_bits": 8, "energy": gemmini.MAC_PJ}
-    return {"arithmetic": arithmetic, "storage": storage}
+    return {"arithmetic": arithmetic, "storage": [registers, accumulator, scratchpad, dram]}

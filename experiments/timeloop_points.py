@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reference_points import Case, Entry, Record, parse, ranks
+from experiments.reference_points import Case, Entry, FormatError, Record, parse, ranks
 from hw import LOOPS, OPERANDS, TIMELOOP, Accesses, make_mapping, make_operation
 
 HALF_DIGIT = 0.005  # energy_total_uJ is printed with two decimals
@@ -78,12 +78,14 @@ def read_timeloop(path: Path) -> list[TimeloopPoint]:
     """One point per line.
 
     Raises:
-      FormatError: a line is no JSON object, or lacks a field, with the line and the field.
+      FormatError: a line is no JSON object, or lacks a field, with the line and the field; or there is none.
     """
     points = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if line.strip():
             points.append(_timeloop_point(Record(parse(line, number), number)))
+    if not points:
+        raise FormatError("line 1, field (all): no points")
     return points
 
 
@@ -107,9 +109,7 @@ def _timeloop_point(record: Record) -> TimeloopPoint:
             if tensor not in NAMES:
                 raise level.error(f"unknown operand {str(tensor)[:20]!r} in keep")
             keep[l, OPERANDS.index(NAMES[tensor])] = 1.0
-    try:
+    with record.blamed():
         operation = make_operation(**bounds, stride=(stride, stride), dilation=(dilation, dilation))
         case = Case(operation, make_mapping(operation, temporal, spatial, order, keep))
-    except ValueError as error:
-        raise record.error(str(error)) from error
     return TimeloopPoint(record.get("id", str), case, record, tuple(levels))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.reference_points import Case, Entry, FormatError, Record, parse, ranks
+from experiments.reference_points import Case, Entry, Record, parse, ranks
 from hw import LOOPS, OPERANDS, PASSES, ZIGZAG, Accesses, Mapping, Operation, make_mapping, make_operation
 
 NAMES = {"B": "N", "K": "K", "C": "C", "OX": "P", "OY": "Q", "FX": "R", "FY": "S", "G": "G"}
@@ -109,7 +109,7 @@ def read_zigzag(path: Path) -> list[ZigzagPoint]:
     """All points of a document.
 
     Raises:
-      FormatError: the document is no JSON, or lacks a field, with the line and the field.
+      FormatError: the document is no JSON, or lacks a field, with the line and the field; or it has no points.
     """
     document = Record(parse(path.read_text(), 1), 1)
     layers = {layer.get("name", str): layer for layer in document.records("layers")}
@@ -119,12 +119,10 @@ def read_zigzag(path: Path) -> list[ZigzagPoint]:
         if name not in layers:
             raise record.error(f"unknown layer {name[:40]!r}")
         arch = document.record("archs").record(record.get("arch", str))
-        try:
+        with record.blamed():
             points.append(zigzag_point(record, layers[name], arch))
-        except FormatError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise record.error(str(error)) from error
+    if not points:
+        raise document.error("no points", "points")
     return points
 
 

@@ -33,10 +33,6 @@ class Mapping:
     def num_levels(self) -> int:
         return self.temporal.shape[-2]
 
-    def fan_out_used(self) -> jax.Array:
-        """Instances fed below each level on the axes (X, Y), shape (L, 2)."""
-        return jnp.prod(self.spatial, axis=-1)
-
     def tiles(self) -> jax.Array:
         """Iterations of each loop within one tile of each level, shape (L, 8); an edge tile may hold fewer."""
         return jnp.cumprod(self.temporal * jnp.prod(self.spatial, axis=-2), axis=-2)

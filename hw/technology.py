@@ -89,7 +89,7 @@ def make_technology(
     smallest, largest = NODE_RANGE_NM
     if not smallest <= node_nm <= largest:
         nearest = largest if node_nm > largest else smallest
-        raise ValueError(f"expected node_nm from {smallest} to {largest}, got {node_nm}; the nearest is {nearest}")
+        raise ValueError(f"expected node_nm from {smallest} to {largest}, got {node_nm:g}; the nearest is {nearest}")
     _check("process", process, PROCESSES)
     _check("device", device, DEVICES)
     _check("dram", dram, _tables()["dram.energy"]["options"])

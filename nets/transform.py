@@ -55,12 +55,11 @@ def quantize(fn: Callable, *, stochastic: bool = True, generator: str = "hash") 
       >>> print(precision.names, precision.bits().shape)
       ('hidden', 'out') (2, 4)
 
-      Raises:
-        ValueError: for an unknown generator; when `qfn` is called, if `fn` holds a product that `precision` was not
-          initialised for, or one inside a primitive that cannot be entered; when it is differentiated, if errors are to
-          be rounded stochastically without a key, or a local region does not divide what is saved.
+    Raises:
+      ValueError: for an unknown generator; when `qfn` is called, if `fn` holds a product that `precision` was not
+        initialised for, or one inside a primitive that cannot be entered; when it is differentiated, if errors are to
+        be rounded stochastically without a key, or a local region does not divide what is saved.
     """
-
     if generator not in GENERATORS:
         raise ValueError(f"expected a generator among {', '.join(GENERATORS)}, got {generator!r}; choose one of them")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import command_line
 from experiments.check_accesses import check, main
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -89,7 +90,7 @@ def point():
 
 
 def run(capsys, path, *options):
-    code = main([str(path), *options])
+    code = command_line.run(main, [str(path), *options])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -123,6 +124,9 @@ def test_a_mismatch_is_explained(tmp_path, capsys):
         (json.dumps(point() | {"dims": {"P": 4, "Z": 3}}), "line 1, field dims: unknown loop 'Z'"),
         (json.dumps(point() | {"dims": {"P": 8, "R": 3}}), "cover its bound"),
         (json.dumps(point() | {"stride": float("nan")}), "line 1, field stride: unexpected value"),
+        (json.dumps(point() | {"stride": 10**400}), "line 1, field stride: unexpected value"),
+        (json.dumps(point() | {"dims": {"P": 10**400, "R": 3}}), "line 1, field dims.P: unexpected value"),
+        ("[" * 100_000, "line 1, field (all): no valid JSON"),
     ],
 )
 def test_a_broken_file_is_one_line_and_exit_code_2(tmp_path, capsys, text, message):
@@ -130,14 +134,17 @@ def test_a_broken_file_is_one_line_and_exit_code_2(tmp_path, capsys, text, messa
     file.write_text(text)
     code, out, err = run(capsys, file)
     assert code == 2 and out == "" and message in err
-    assert len(err.splitlines()) == 1
+    assert err.startswith(f"error: {file}: line") and len(err.splitlines()) == 1
 
 
-def test_a_zigzag_file_of_another_format(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("points", "message"), [([{"layer": "conv"}], "unknown layer 'conv'"), ([], "field points: no points")]
+)
+def test_a_zigzag_file_of_another_format(tmp_path, capsys, points, message):
     file = tmp_path / "points.json"
-    file.write_text(json.dumps({"layers": [], "points": [{"layer": "conv"}]}))
+    file.write_text(json.dumps({"layers": [], "points": points}))
     code, _, err = run(capsys, file, "--format", "zigzag")
-    assert code == 2 and "unknown layer 'conv'" in err
+    assert code == 2 and message in err
 
 
 def test_a_missing_file(tmp_path, capsys):

@@ -107,6 +107,8 @@ def test_module_runs_as_a_program():
         (["run", "--out", "full"], "out: full is not empty; continue it with 'run --resume full'"),
         (["cost", "--bits", "99"], "bits in the command line: expected a number from 1 to 32, got 99"),
         (["cost", "--bits"], "--bits"),
+        (["cost", "--vdd", "100"], "vdd in the command line: expected a number from 0.2 to 2, got 100"),
+        (["run", "--chip.vdd", "0.01"], "chip.vdd in the command line: expected a number from 0.2 to 2, got 0.01"),
         (["report"], "Missing from jax-codesign report"),
         (["report", "nowhere"], "no such directory: nowhere"),
         (["report", "full"], "no finished run: full/result.json is missing"),

@@ -47,6 +47,19 @@ def test_value_and_raw_are_inverse():
             assert abs(float(variable.value(variable.raw(value))) - value) <= variable.grain / 2 + 1e-5
 
 
+def test_a_range_is_widened_to_hold_a_value_on_its_grain():
+    rows, size = Variable(2, 64, 1), Variable(8, 2048, 8, "KiB")
+    assert (rows.holding(100).low, rows.holding(100).high) == (2, 100)
+    assert (size.holding(2049).low, size.holding(2049).high) == (8, 2056)
+    assert rows.holding(7) == rows and rows.holding(0.5).low == 1  # not 0, which has no logarithm
+
+
+def test_the_quantity_out_of_range_is_named():
+    chip = with_values(make_chip(), {"rows": jnp.asarray(0.5)})
+    with pytest.raises(ValueError, match=r"rows of the chip: expected a value in \[2, 64\] , got 0.5"):
+        DesignSpace(chip, DEFAULT_VARIABLES).initial()
+
+
 def test_raw_refuses_what_is_out_of_range():
     with pytest.raises(ValueError, match=r"expected a value in \[2, 64\]"):
         Variable(2, 64, 1).raw(65.0)

@@ -94,14 +94,27 @@ def test_configs_are_paired_by_seed():
         ("table_steps", "--bits 0.5", "--bits in the command line: expected a number from 1 to 32, got 0.5"),
         ("table_arithmetic", "--schemes ternary", "expected schemes among"),
         ("table_arithmetic", "--quick --data nowhere.npz", "nowhere.npz"),
+        ("table_arithmetic", "--schemes masks --plot bits.svg", "expected sdfxp_laps among the schemes"),
+        ("table_chips", "--chip edge", "expected a chip among"),
         ("table_joint", "--seeds 0", "--seeds in the command line: expected a number from 1"),
         ("search_sharded", "--processes 2 --process 2", "expected process in 0 to 1, got 2"),
         ("search_sharded", "--evaluations -1", "expected a number from 1"),
         ("search_benchmark", "--time-limit nan", "expected a number from"),
+        ("search_benchmark", "--workloads deep.json", "deep.json: not valid JSON"),
         ("fit_sram", "nowhere.csv", "nowhere.csv"),
+        ("fit_sram", "number.json", "number.json: line 1: field node_nm is missing"),
+        ("fit_sram", "deep.json", "deep.json: line 1: field larger than"),
+        ("table_systems", "--measured deep.json", "deep.json: not valid JSON"),
+        ("table_systems", "--measured number.json", "expected number.json to hold what --json printed"),
+        ("table_joint", "--seeds two", "arguments: Error parsing --seeds"),
+        ("table_joint", "--sedes 2", "did you mean --seeds?"),
+        ("bench_cost_model", "--fast", "see 'python -m experiments.bench_cost_model --help'"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(experiment, arguments, message, monkeypatch, capsys):
+def test_mistakes_are_told_in_one_line(experiment, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("deep.json").write_text("[" * 200_000)
+    Path("number.json").write_text('{"systems": {"S1": 3}}')
     monkeypatch.setattr(sys, "argv", [experiment, *arguments.split()])
     assert command_line.run(import_module(f"experiments.{experiment}").main) == 2
     told = capsys.readouterr().err

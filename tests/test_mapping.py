@@ -19,7 +19,6 @@ def test_tiles_multiply_from_inside_out():
         spatial=[[factors(), factors()], [factors(K=5), factors(K=2)], [factors(), factors()]],
     )
     np.testing.assert_array_equal(mapping.tiles()[:, [LOOPS.index("K"), LOOPS.index("C")]], [[1, 3], [50, 3], [100, 3]])
-    np.testing.assert_array_equal(mapping.fan_out_used(), [[1, 1], [5, 2], [1, 1]])
     assert mapping.num_levels == 3
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from experiments import check_sram
+from experiments import check_sram, command_line
 from hw import memory
 from hw.memory import MemoryLevel
 from hw.technology import make_technology
@@ -161,13 +161,12 @@ def test_check_sram_names_line_and_field(line, text, message, tmp_path):
 
 
 def test_check_sram_prints_json_and_exits_with_2(tmp_path, capsys):
-    check_sram.main(CACTI, json_output=True)
+    check_sram.main(CACTI, as_json=True)
     assert json.loads(capsys.readouterr().out).keys() >= {"energy", "area", "leakage"}
     path = tmp_path / "empty.csv"
     path.write_text("")
-    with pytest.raises(SystemExit, match="2"):
-        check_sram.main(path)
-    assert capsys.readouterr().err.count("\n") == 1
+    assert command_line.run(check_sram.main, [str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: line 1")
 
 
 def test_levels_are_pytrees():

@@ -1,11 +1,14 @@
-"""Models by name: what a user's own factory may get wrong is told in one line."""
+"""Models by name, what a user's own factory may get wrong, and chips with a user's own numbers."""
 
 import sys
 
 import pytest
 
 from codesign import config
-from codesign.problem import load_model
+from codesign.config import ChipConfig, Config, DataConfig
+from codesign.design import DEFAULT_VARIABLES, physical_values
+from codesign.inspection import model_workload
+from codesign.problem import design_space, load_chip, load_model, load_tasks
 from nets.dataset_files import load_dataset
 from nets.models import MODELS
 
@@ -82,5 +85,28 @@ def test_what_a_factory_gets_wrong_is_told_in_one_line(load, name, told):
     assert str(caught.value).startswith(f"model.name 'strangers_net:{name}'") and "\n" not in str(caught.value)
 
 
+def test_a_node_between_two_whole_ones_is_kept():
+    assert load_chip(ChipConfig(node_nm=27.5)).technology.node_nm == 27.5
+
+
+def test_a_chip_outside_the_usual_ranges_is_where_the_search_starts():
+    chip = load_chip(ChipConfig(rows=100, vdd=0.45))
+    space = design_space(chip, ("rows", "vdd", "columns"))
+    assert space.variables["rows"].high == 100 and space.variables["vdd"].low == pytest.approx(0.45)
+    assert space.variables["columns"] == DEFAULT_VARIABLES["columns"]
+    values = physical_values(space.chip(space.initial()))  # a hundredth of the range inside
+    assert values["rows"] == pytest.approx(100, rel=0.05) and values["vdd"] == pytest.approx(0.45, abs=0.011)
+
+
 def test_the_settings_know_all_models():
     assert set(config.MODELS) == set(MODELS)
+
+
+def test_a_batch_larger_than_memory_is_traced():
+    assert model_workload("mlp", "digits", 10**9).batch == 10**9
+
+
+def test_more_samples_of_a_writer_than_there_are_name_the_settings():
+    settings = Config(data=DataConfig(writer=3, writer_samples=400))
+    with pytest.raises(ValueError, match=r"^data.writer 3, data.writer_samples 400 \(40 of each class\): expected"):
+        load_tasks(settings)

@@ -1,15 +1,18 @@
 """The mapper on the chips of reference files: never worse than any mapping in them, under their conventions."""
 
+import json
 from pathlib import Path
 
 import jax
 import pytest
 
+from experiments import command_line
 from experiments.check_accesses import count_all
 from experiments.search_references import main, search_timeloop, search_zigzag
 from experiments.zigzag_points import WIRES, read_zigzag
 from experiments.zigzag_search import _widths, nested_loops, recount, search_layer
 from hw.accesses import ZIGZAG
+from tests.test_check_accesses import point as worked_point
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason="no ../shared/reference beside the repository")
@@ -53,8 +56,22 @@ def test_widths_follow_from_the_loops_as_zigzag_states_them(x64):
         assert point.energy(of_cases, widths) == pytest.approx(point.record.number("linear_energy_total_pJ"), rel=1e-9)
 
 
-def test_a_file_that_cannot_be_read_ends_with_2(tmp_path, capsys):
-    assert main(tmp_path / "none.jsonl") == 2
-    (tmp_path / "broken.jsonl").write_text("{")
-    assert main(tmp_path / "broken.jsonl") == 2
-    assert "no valid JSON" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "line 1, field (all): no valid JSON"),
+        ("", "line 1, field (all): no points"),
+        (
+            json.dumps(worked_point() | {"layer": "conv"}),
+            "line 1, field (all): expected a reference point",
+        ),  # no entries
+    ],
+)
+def test_a_file_that_cannot_be_read_ends_with_2(tmp_path, capsys, text, message):
+    file = tmp_path / "points.jsonl"
+    if text is not None:
+        file.write_text(text)
+    assert command_line.run(main, [str(file)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and str(file) in told and message in told and told.count("\n") == 1

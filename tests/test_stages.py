@@ -6,6 +6,7 @@ import pytest
 
 from codesign.config import BaselinesConfig, ChipConfig, Config, ObjectiveConfig, PrecisionConfig, TrainConfig
 from codesign.stages import choose, plan
+from nets.rules import LayerRule
 
 TRAIN = TrainConfig(pretrain_epochs=2, epochs=5, finetune_epochs=3)
 OBJECTIVE = ObjectiveConfig(cost_weights=(0.1, 0.3))
@@ -70,8 +71,11 @@ def test_penalties_and_fixed_widths():
         "joint_without_chip/weight 0.1": ("edp", 0.1),
         "joint_without_chip/weight 0.3": ("edp", 0.3),
     }
-    fixed = {name for name, stage in stages.items() if stage.bits == 8}
-    assert fixed == {"uniform8", "joint_without_bits/weight 0.1", "joint_without_bits/weight 0.3"}
+    fixed = {name: stage.rule for name, stage in stages.items() if stage.rule}
+    everywhere = LayerRule(8, 8, 8, 8)  # the default of where bits start, too
+    assert fixed == dict.fromkeys(
+        ("uniform8", "joint_without_bits/weight 0.1", "joint_without_bits/weight 0.3"), everywhere
+    )
 
 
 def test_every_method_trains_its_network_for_equally_many_epochs():
@@ -93,8 +97,11 @@ def test_only_included_baselines_run():
 
 
 def test_settings_that_hold_bits_or_chip_hold_them_in_joint():
-    held_bits = by_name(replace(CONFIG, precision=PrecisionConfig(learn=False)))["joint/weight 0.1"]
-    assert not held_bits.phase.learn_bits and held_bits.phase.learn_chip
+    held_bits = by_name(replace(CONFIG, precision=PrecisionConfig(4, 5, 6, 7, learn=False)))
+    for method in ("joint", "joint_without_bits"):
+        stage = held_bits[f"{method}/weight 0.1"]
+        assert not stage.phase.learn_bits and stage.phase.learn_chip
+        assert stage.rule == LayerRule(4, 5, 6, 7, learn=False)
     held_chip = by_name(replace(CONFIG, chip=ChipConfig(free=())))["joint/weight 0.1"]
     assert held_chip.phase.learn_bits and not held_chip.phase.learn_chip
 
