@@ -8,7 +8,7 @@ chains of one operation lie side by side, and vectors run over all of them.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -112,12 +112,12 @@ class Genome:
 def make_tables(operations: Operation, perfect: bool = False) -> Tables:
     """Factor tables of stacked operations: divisors, evenly thinned if there are many, then ceil(bound / k).
 
-    The latter waste little; `perfect` leaves them out.
+    The latter waste little; `perfect` leaves them out. In numpy.
     """
     bounds = np.asarray(operations.bounds).astype(int)
-    values = np.ones((*bounds.shape, _TABLE_SIZE), operations.bounds.dtype)
-    num_values = np.ones(bounds.shape, np.int32)
-    primes = np.full((*bounds.shape, 3), 2.0, operations.bounds.dtype)
+    values: Any = np.ones((*bounds.shape, _TABLE_SIZE), operations.bounds.dtype)
+    num_values: Any = np.ones(bounds.shape, np.int32)
+    primes: Any = np.full((*bounds.shape, 3), 2.0, operations.bounds.dtype)
     for index, bound in np.ndenumerate(bounds):
         divisors = [d for d in range(1, bound + 1) if bound % d == 0] if bound < 100_000 else [1, bound]
         ceilings = [] if perfect else sorted({-(-bound // k) for k in range(1, 65)} - set(divisors))
@@ -126,7 +126,7 @@ def make_tables(operations: Operation, perfect: bool = False) -> Tables:
         num_values[index] = len(row)
         found = [p for p in (2, 3, 5, 7, 11, 13) if bound % p == 0][:3]
         primes[index][: len(found)] = found
-    return Tables(jnp.asarray(values), jnp.asarray(num_values), jnp.asarray(primes))
+    return Tables(values, num_values, primes)
 
 
 def to_mapping(genome: Genome, bounds: jax.Array, slots: Slots) -> Mapping:
@@ -140,27 +140,27 @@ def to_mapping(genome: Genome, bounds: jax.Array, slots: Slots) -> Mapping:
     return Mapping(jnp.stack(temporal), jnp.stack([jnp.stack(axes) for axes in spatial]), genome.order, keep)
 
 
-def _to_genome(mapping: Mapping, slots: Slots) -> Genome:
-    """Inverse of `to_mapping`, for warm starts."""
-    factors = [mapping.temporal[level] if axis < 0 else mapping.spatial[level, axis] for level, axis in slots.places]
-    return Genome(jnp.stack(factors), mapping.order, mapping.keep[:-1])
+def to_genomes(mappings: Mapping, slots: Slots, fanout: np.ndarray | None = None) -> Genome:
+    """Genomes of mappings (n, chains, ...), inverse of `to_mapping`; in numpy, for which nothing has to be compiled.
 
-
-def _fit_array(genomes: Genome, fanout: jax.Array, slots: Slots) -> Genome:
-    """Genomes whose spatial factors fit a fan-out (L, 2): the largest of an axis gives way.
-
-    A warm start from a chip with a row more would otherwise start from nothing that fits.
+    Args:
+      mappings: in numpy.
+      slots: of the chip.
+      fanout: of the array, (L, 2). The largest spatial factor of an axis that it does not fit gives way: a warm start
+        from a chip with a row more would otherwise start from nothing that fits.
     """
-    factors = genomes.factors
+    mappings = jax.tree.map(_flat_chains, mappings)
+    rows: list[Any] = [
+        mappings.temporal[level] if axis < 0 else mappings.spatial[level, axis] for level, axis in slots.places
+    ]
     for i, (level, axis) in enumerate(slots.places):
-        if axis < 0:
-            continue
-        row = factors[i]
-        used, largest = jnp.prod(row, axis=0), jnp.max(row, axis=0)
-        fitting = jnp.maximum(jnp.floor(fanout[level, axis] * largest / used), 1.0)
-        gives_way = _one_hot(jnp.argmax(row, axis=0), NUM_LOOPS) & (used > fanout[level, axis])[None]
-        factors = factors.at[i].set(jnp.where(gives_way, fitting[None], row))
-    return dataclasses.replace(genomes, factors=factors)
+        if axis >= 0 and fanout is not None:
+            used, largest = np.prod(rows[i], axis=0), np.max(rows[i], axis=0)
+            fitting = np.maximum(np.floor(fanout[level, axis] * largest / used), 1.0)
+            gives_way = np.arange(NUM_LOOPS)[:, None] == np.argmax(rows[i], axis=0)
+            rows[i] = np.where(gives_way & (used > fanout[level, axis]), fitting, rows[i])
+    factors: Any = np.stack(rows, dtype=mappings.temporal.dtype)
+    return Genome(factors, mappings.order, mappings.keep[:-1])
 
 
 def _one_hot(index: jax.Array, size: int) -> jax.Array:
@@ -234,8 +234,16 @@ The third argument is what a chain has of its own. Lower is better; `ILLEGAL` an
 """
 
 
+class Found(NamedTuple):
+    """The best of every chain, trailing B: scores, mappings, and what `Evaluate` returned beside the score."""
+
+    scores: jax.Array
+    mappings: Mapping
+    kept: Any
+
+
 class _Chains(NamedTuple):
-    """State of all chains; the last axis is B. `kept` is what `Evaluate` returned beside the score of the best."""
+    """State of all chains; the last axis is B. `kept` are the mappings scored last, and what `Evaluate` returned of them."""
 
     genomes: Genome
     scores: jax.Array
@@ -244,7 +252,7 @@ class _Chains(NamedTuple):
     kept: Any
 
 
-def _anneal(
+def anneal(
     key: jax.Array,
     evaluate: Evaluate,
     operations: Operation,
@@ -255,14 +263,15 @@ def _anneal(
     iterations: int | jax.Array,
     temperature: float | jax.Array,
     slots: Slots,
-) -> _Chains:
+) -> Found:
     """Anneal all chains from `start`, which is scored in the first iteration.
 
     Args:
       key: of the random moves.
       evaluate: what mappings cost; the joint price of a chip, constants per access, another tool's conventions.
-      operations, own, tables, start: with a trailing axis B.
+      operations, own, tables: with a trailing axis B, see `to_chains`.
       freedom: what moves may change, the same for all chains.
+      start: trailing B, see `to_genomes`.
       iterations: proposals of each chain.
       temperature: at the start, in nats of score; it falls to zero.
       slots: of the chip.
@@ -270,12 +279,12 @@ def _anneal(
     bounds, num = operations.bounds, start.factors.shape[-1]
 
     @jax.jit  # traced once, for its shapes and for the loop
-    def scored(genomes: Genome) -> tuple[jax.Array, Any]:
+    def scored(genomes: Genome) -> tuple[jax.Array, tuple[Mapping, Any]]:
         mappings = to_mapping(genomes, bounds, slots)
         scores, kept = evaluate(operations, mappings, own)
         covered = jnp.prod(mappings.temporal, axis=0) * jnp.prod(mappings.spatial, axis=(0, 1))
         is_imperfect = freedom.perfect & jnp.any(covered > bounds, axis=0)
-        return jnp.where(is_imperfect, scores + ILLEGAL, scores), kept
+        return jnp.where(is_imperfect, scores + ILLEGAL, scores), (mappings, kept)
 
     def moved(words: jax.Array, genomes: Genome, num_moves: jax.Array) -> Genome:
         def move(i, genomes):
@@ -288,23 +297,29 @@ def _anneal(
 
     def advance(i: jax.Array, chains: _Chains) -> _Chains:
         words = random_words(random_words(seed + i.astype(jnp.uint32), (2,)), (_MOVES * _WORDS_PER_MOVE + 1, num))
+        # The last iteration scores the best again: what is kept of them need not be carried along before.
+        is_last = i == iterations
+        origin = jax.tree.map(functools.partial(jax.lax.select, is_last), chains.best, chains.genomes)
         # Every other chain makes two moves at once, so that compound moves (shrink here, grow there) can pass.
-        num_moves = jnp.where(i == 0, 0, 1 + (jnp.arange(num, dtype=jnp.int32) + i) % 2)
-        proposed = moved(words[1:].reshape(_MOVES, _WORDS_PER_MOVE, num), chains.genomes, num_moves)
+        num_moves = jnp.where((i == 0) | is_last, 0, 1 + (jnp.arange(num, dtype=jnp.int32) + i) % 2)
+        proposed = moved(words[1:].reshape(_MOVES, _WORDS_PER_MOVE, num), origin, num_moves)
         scores, kept = scored(proposed)
         cooled = temperature * (1.0 - i / iterations) ** 2
         luck = -jnp.log(jnp.maximum(words[0].astype(scores.dtype) * 2.0**-32, 1e-6))
         accept = scores <= chains.scores + cooled * luck
         better = scores < chains.best_scores
+        # A barrier: else XLA works both out again for each array that they choose from.
+        scores, accept, better = jax.lax.optimization_barrier((scores, accept, better))
         return _Chains(
             _chosen(accept, proposed, chains.genomes),
             jnp.where(accept, scores, chains.scores),
             _chosen(better, proposed, chains.best),
             jnp.where(better, scores, chains.best_scores),
-            _chosen(better, kept, chains.kept),
+            kept,
         )
 
-    return jax.lax.fori_loop(0, iterations, advance, _unscored(start, *jax.eval_shape(scored, start)))
+    chains = jax.lax.fori_loop(0, iterations + 1, advance, _unscored(start, *jax.eval_shape(scored, start)))
+    return Found(chains.best_scores, *chains.kept)
 
 
 def _unscored(start: Genome, scores: jax.ShapeDtypeStruct, kept: Any) -> _Chains:
@@ -323,72 +338,29 @@ def misfit_penalty(misfit: jax.Array) -> jax.Array:
     return jnp.where(misfit > 0, ILLEGAL + jnp.log1p(misfit), 0.0)
 
 
-def search_from(
-    starts: Mapping,
-    key: jax.Array,
-    evaluate: Evaluate,
-    operations: Operation,
-    own: Any,
-    tables: Tables,
-    freedom: Freedom,
-    iterations: int | jax.Array,
-    temperature: float | jax.Array,
-    slots: Slots,
-    num_best: int,
-    *,
-    fanout: jax.Array | None = None,
-    spread: Callable[[Any], Any] = lambda tree: tree,
-) -> Any:
-    """Anneal chains of n operations from their starts, and keep the best.
-
-    Args:
-      starts: mappings (n, chains) of `make_starts`.
-      operations, own, tables: of each operation, leading axis n.
-      fanout: of the array that starts are cut down to, (L, 2); None leaves them as they are.
-      spread: places what the chains begin with on devices.
-      key, evaluate, freedom, iterations, temperature, slots: as for `_anneal`.
-      num_best: mappings of each operation to return.
-
-    Returns:
-      (scores, mappings, what `evaluate` keeps), (n, num_best, ...) each, best first.
-    """
-    num, num_chains = starts.temporal.shape[:2]
-    operations, own, tables = _to_chains((operations, own, tables), num_chains)
-    genomes = _to_genome(jax.tree.map(_flat_chains, starts), slots)
-    if fanout is not None:
-        genomes = _fit_array(genomes, fanout, slots)
-    operations, own, tables, genomes = spread((operations, own, tables, genomes))
-    chains = _anneal(key, evaluate, operations, own, tables, freedom, genomes, iterations, temperature, slots)
-    mappings = to_mapping(chains.best, operations.bounds, slots)
-    return _best_of_chains(num, num_best, chains.best_scores, mappings, chains.kept)
+def to_chains(tree: Any, num_chains: int) -> Any:
+    """What each operation has (n, ...), repeated for its chains: (..., n * num_chains); in numpy."""
+    return jax.tree.map(lambda x: _flat_chains(np.repeat(np.asarray(x)[:, None], num_chains, axis=1)), tree)
 
 
-def _to_chains(tree: Any, num_chains: int) -> Any:
-    """What each operation has (n, ...), repeated for its chains: (..., n * num_chains)."""
-
-    def repeat(x: jax.Array) -> jax.Array:
-        return _flat_chains(jnp.broadcast_to(x[:, None], (x.shape[0], num_chains, *x.shape[1:])))
-
-    return jax.tree.map(repeat, tree)
-
-
-def _flat_chains(x: jax.Array) -> jax.Array:
+def _flat_chains(x: np.ndarray) -> np.ndarray:
     """(n, chains, ...) -> (..., n * chains)."""
-    return jnp.moveaxis(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), 0, -1)
+    return np.ascontiguousarray(np.moveaxis(x.reshape(-1, *x.shape[2:]), 0, -1))
 
 
-def _best_of_chains(num_operations: int, num_best: int, scores: jax.Array, *trees: Any) -> Any:
-    """The `num_best` lowest distinct scores of each operation and what belongs to them: (..., B) -> (n, num_best, ...)."""
+def best_of_chains(found: Found, num_operations: int, num_best: int) -> Found:
+    """The `num_best` lowest distinct scores of each operation and what belongs to them: (..., B) -> (n, num_best, ...).
 
-    def of_operations(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x, -1, 0)
-        return x.reshape(num_operations, -1, *x.shape[1:])
-
-    def chosen(scores: jax.Array, trees: Any) -> Any:
-        best = _distinct_best(scores, num_best)
-        return jax.tree.map(lambda x: x[best], (scores, *trees))
-
-    return jax.vmap(chosen)(of_operations(scores), jax.tree.map(of_operations, trees))
+    In numpy, on what a search returned; repeats (equal scores) come last.
+    """
+    scores = np.asarray(found.scores).reshape(num_operations, -1)
+    order = np.argsort(scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=1)
+    with np.errstate(invalid="ignore"):  # a misfit may be infinite
+        is_repeat = np.diff(ranked, axis=1, prepend=-np.inf) <= 1e-6 * np.abs(ranked)
+    again = np.argsort(np.where(is_repeat, ranked + 2 * ILLEGAL, ranked), axis=1, kind="stable")
+    best = np.take_along_axis(order, again[:, :num_best], axis=1) + np.arange(num_operations)[:, None] * scores.shape[1]
+    return jax.tree.map(lambda x: np.moveaxis(x, -1, 0)[best], jax.device_get(found))
 
 
 def make_starts(
@@ -415,11 +387,3 @@ def make_starts(
         starts = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), jax.device_get(given), starts)
     chain = np.arange(num_chains) % starts.temporal.shape[1]
     return jax.tree.map(lambda x: x[:, chain], starts)
-
-
-def _distinct_best(scores: jax.Array, num: int) -> jax.Array:
-    """Indices of the `num` lowest scores, repeats (equal scores) last."""
-    order = jnp.argsort(scores)
-    ranked = scores[order]
-    repeat = jnp.concatenate([jnp.zeros((1,), bool), jnp.diff(ranked) <= 1e-6 * jnp.abs(ranked[1:])])
-    return order[jnp.argsort(jnp.where(repeat, ranked + 2 * ILLEGAL, ranked))[:num]]

@@ -4,6 +4,7 @@ Heavy imports stand inside the functions that need them, so that --help and mist
 """
 
 import contextlib
+import gc
 import io
 import itertools
 import json
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from codesign import rundir
 from codesign.cli_search import NetworkOptions, QuantisedNetworkOptions, SearchCommand
+from codesign.columns import COLUMNS, METRICS, OPERATION_COLUMNS, Column, summary_rows
 from codesign.config import (
     Between,
     ChipConfig,
@@ -36,6 +38,9 @@ from codesign.config import (
 
 PROGRAM = "jax-codesign"
 TRACEBACK_VARIABLE = "JAX_CODESIGN_TRACEBACK"
+# Tracing makes many small objects that stay: the garbage collector, which would walk them every 700, costs 0.4 s of a `cost`.
+_NEW_OBJECTS = 20_000
+
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json")]
 
 
@@ -140,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         # A model of the user's own lies where the command is run; last, lest a folder `hw` there hide ours.
         sys.path.append("")
+    gc.set_threshold(_NEW_OBJECTS)
     return exit_code(lambda: _do(_parse(list(sys.argv[1:] if argv is None else argv))))
 
 
@@ -394,8 +400,6 @@ def _cost(command: CostCommand) -> None:
 
 def _step_table(title: str, steps: Mapping[str, Mapping[str, Any]]) -> Table:
     """Headline numbers and energies by component, a pair of columns for each step."""
-    from codesign.report import COLUMNS, METRICS, Column
-
     table = Table(title=title, caption=_interval_caption())
     table.add_column("")
     for name in steps:
@@ -422,8 +426,6 @@ def _step_table(title: str, steps: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _operation_table(title: str, step: Mapping[str, Any]) -> Table:
     """Energy, latency and distance to the bound of every operation."""
-    from codesign.report import OPERATION_COLUMNS
-
     table = Table(title=title)
     table.add_column("operation")
     for column in OPERATION_COLUMNS:
@@ -435,8 +437,6 @@ def _operation_table(title: str, step: Mapping[str, Any]) -> Table:
 
 def _show_summary(rows: Sequence[Mapping[str, Any]], directory: Path, as_json: bool) -> None:
     """The final table of a run, and where its report lies."""
-    from codesign.report import COLUMNS, summary_rows
-
     complete = summary_rows(rows)
     columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in complete)]
     told = f"report: {directory / rundir.REPORT}"
@@ -460,7 +460,7 @@ def _interval_caption() -> str:
     )
 
 
-def _with_interval(column: Any, row: Mapping[str, Any], between: str = "  ") -> str:
+def _with_interval(column: Column, row: Mapping[str, Any], between: str = "  ") -> str:
     """A number of a row and its interval."""
     interval = column.show_interval(row)
     return column.show(row) + (f"{between}[dim]{interval}[/dim]" if interval else "")

@@ -30,11 +30,11 @@ class Costed(NamedTuple):
 
     Attributes:
       chip, step: what runs where.
-      mappings: (n, ...).
+      mappings, accesses: (n, ...).
       operation_bits, density: (n, 3), (n, 2).
       cost: at the constants' own values.
       drawn: the same under sampled technologies, see `codesign.uncertainty.sample_step`.
-      operations, bounds: every operation run once, and what it costs at least under any mapping, (n,).
+      bounds: what every operation costs at least under any mapping, run once, (n,).
       labels: of the operations that run; in an inference they are the first of those of the training step.
       batch: samples per step.
     """
@@ -42,11 +42,11 @@ class Costed(NamedTuple):
     chip: Chip
     step: Step
     mappings: Mapping
+    accesses: Accesses
     operation_bits: jax.Array
     density: jax.Array
     cost: StepCost
     drawn: StepCost
-    operations: Cost
     bounds: LowerBound
     labels: tuple[str, ...]
     batch: int
@@ -78,7 +78,7 @@ def compile_costs(chip: Chip, workload: Workload, bits: jax.Array) -> None:
     nothing = no_accesses(len(step.multiplicity), len(chip.names), operation_bits.dtype)
     cost, _ = sample_step(chip, step, nothing, operation_bits, tensor_bits)
     resident = cost.resident[np.asarray(step.operand_tensor)]
-    _price(chip, step.operations, nothing, operation_bits, full_density(operation_bits), resident)
+    _bounds(chip, step.operations, operation_bits, full_density(operation_bits), resident)
 
 
 def describe_cost(costed: Costed) -> dict[str, Any]:
@@ -128,9 +128,9 @@ def headline(cost: StepCost) -> dict[str, np.ndarray]:
 
 def describe_operations(costed: Costed) -> list[dict[str, Any]]:
     """Energy and latency of every operation, all its runs, with intervals and bounds, and what limits its speed."""
-    cost, drawn, operations, bounds = costed.cost, costed.drawn, costed.operations, costed.bounds
+    cost, drawn, bounds, runs = costed.cost, costed.drawn, costed.bounds, np.asarray(costed.step.multiplicity)
     resources = ("MACs", *costed.chip.names)
-    cycles = np.column_stack([np.asarray(operations.compute_cycles), np.asarray(operations.level_cycles)])
+    cycles = np.column_stack([cost.compute_cycles, cost.level_cycles])
     energies = np.transpose(interval(np.asarray(drawn.operation_energy, float) * 1e6)).tolist()
     latencies = np.transpose(interval(np.asarray(drawn.operation_latency, float) * 1e3)).tolist()
     return [
@@ -139,8 +139,8 @@ def describe_operations(costed: Costed) -> list[dict[str, Any]]:
             "energy_uj": float(cost.operation_energy[i]) * 1e6,
             "latency_ms": float(cost.operation_latency[i]) * 1e3,
             "intervals": {"energy_uj": energies[i], "latency_ms": latencies[i]},
-            "energy_to_bound": float(operations.energy[i] / bounds.energy[i]),
-            "latency_to_bound": float(operations.latency[i] / bounds.latency[i]),
+            "energy_to_bound": float(cost.operation_energy[i] / (runs[i] * bounds.energy[i])),
+            "latency_to_bound": float(cost.operation_latency[i] / (runs[i] * bounds.latency[i])),
             "limited_by": resources[int(cycles[i].argmax())],
         }
         for i, label in enumerate(costed.labels)
@@ -151,7 +151,8 @@ def explain_dearest(costed: Costed, num: int = NUM_EXPLAINED) -> list[dict[str, 
     """The `num` operations that take the most energy: "operation", its "share" of the step's, the "text" on it."""
     resident = costed.cost.resident[costed.step.operand_tensor]
     widths = costed.operation_bits, costed.density, resident
-    everything = (costed.operations, costed.step.operations, costed.mappings, widths)
+    costs = _price(costed.chip, costed.step.operations, costed.accesses, *widths)
+    everything = (jax.device_get(costs), costed.step.operations, costed.mappings, widths)
     explained = []
     for i in np.argsort(-np.asarray(costed.cost.operation_energy))[:num].tolist():
         cost, operation, mapping, (bits, density, rho) = jax.tree.map(lambda x, i=i: x[i], everything)
@@ -169,12 +170,18 @@ def _costed(
     candidates = found.candidates.mapping, found.candidates.accesses
     mappings, accesses = jax.tree.map(lambda x: x[:, 0], jax.device_get(candidates))
     resident = cost.resident[np.asarray(step.operand_tensor)]
-    priced = _price(chip, step.operations, accesses, operation_bits, found.density, resident)
-    operations, bounds = jax.device_get(priced)
+    bounds = jax.device_get(_bounds(chip, step.operations, operation_bits, found.density, resident))
     labels = workload.labels[: int(np.count_nonzero(step.multiplicity))]
     return Costed(
-        chip, step, mappings, operation_bits, found.density, cost, drawn, operations, bounds, labels, workload.batch
+        chip, step, mappings, accesses, operation_bits, found.density, cost, drawn, bounds, labels, workload.batch
     )
+
+
+@functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
+def _bounds(
+    chip: Chip, operations: Operation, operation_bits: jax.Array, density: jax.Array, resident: jax.Array
+) -> LowerBound:
+    return jax.vmap(lower_bound, (None, 0, 0, 0, 0))(chip, operations, operation_bits, density, resident)
 
 
 @functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
@@ -185,10 +192,8 @@ def _price(
     operation_bits: jax.Array,
     density: jax.Array,
     resident: jax.Array,
-) -> tuple[Cost, LowerBound]:
-    costs = jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, operations, accesses, operation_bits, density, resident)
-    bounds = jax.vmap(lower_bound, (None, 0, 0, 0, 0))(chip, operations, operation_bits, density, resident)
-    return costs, bounds
+) -> Cost:
+    return jax.vmap(price, (None, 0, 0, 0, 0, 0))(chip, operations, accesses, operation_bits, density, resident)
 
 
 def _multiples(costed: Costed) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from codesign import mapper
 from codesign.anytime import Effort, Progress, keep_searching
 from codesign.objective import full_density, next_prices
-from codesign.uncertainty import sample_step
+from codesign.uncertainty import QUICKLY_COMPILED, sample_step
 from hw.chip import Chip
 from hw.schedule import Step, StepCost, residency
 
@@ -149,7 +149,7 @@ def initial_prices(chip: Chip, dtype) -> jax.Array:
     return jnp.stack([1.0, chip.num_macs() * chip.frequency() * 1e-12]).astype(dtype)
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 def _resident(chip: Chip, step: Step, tensor_bits: jax.Array) -> jax.Array:
     """Resident share of the operands, (n, 3)."""
     return residency(step, tensor_bits, chip.size_bits[-2] * chip.resident_fraction)[step.operand_tensor]

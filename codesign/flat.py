@@ -17,14 +17,19 @@ from jax.sharding import Mesh
 
 from codesign.annealing import (
     ILLEGAL,
+    Found,
     Freedom,
+    Genome,
     Slots,
     Tables,
+    anneal,
+    best_of_chains,
     make_freedom,
     make_starts,
     make_tables,
     misfit_penalty,
-    search_from,
+    to_chains,
+    to_genomes,
 )
 from codesign.anytime import Effort, Progress, keep_searching
 from codesign.lagrangian import Choice, least_product
@@ -132,12 +137,16 @@ def map_operations(
     free = np.zeros_like(space.keep) if toggles is None else toggles
     freedom = make_freedom(slots, space.temporal, space.spatial, space.keep, free, perfect)
     starts = make_starts(start, len(nests), num_chains, slots, operations.bounds.dtype, freedom.keep)
+    genomes = to_genomes(starts, slots, space.fanout)
+    chains = to_chains((operations, weights, make_tables(operations, perfect)), num_chains)
     limits = tuple(jnp.asarray(x, float) for x in (space.capacity, space.width, space.fanout))
-    data = (key, prices, limits, operations, weights, make_tables(operations, perfect), freedom, starts)
-    return _search(*replicated(data, mesh), iterations, temperature, num_best, slots, mesh)
+    data = replicated((key, prices, limits, *chains, freedom, genomes), mesh)
+    found = _search(*data, iterations, temperature, slots, mesh)
+    scores, mapping, (energy, cycles) = best_of_chains(found, len(nests), num_best)
+    return Mapped(mapping, scores, energy, cycles)
 
 
-@functools.partial(jax.jit, static_argnames=("num_best", "slots", "mesh"))
+@functools.partial(jax.jit, static_argnames=("slots", "mesh"))
 def _search(
     key,
     prices: FlatPrices,
@@ -146,13 +155,12 @@ def _search(
     weights: jax.Array,
     tables: Tables,
     freedom: Freedom,
-    starts: Mapping,
+    genomes: Genome,
     iterations,
     temperature,
-    num_best: int,
     slots: Slots,
     mesh: Mesh | None,
-) -> Mapped:
+) -> Found:
     capacity, width, fanout = limits
 
     def evaluate(operations: Operation, mappings: Mapping, weights: jax.Array) -> tuple[jax.Array, Any]:
@@ -165,11 +173,9 @@ def _search(
         scores = jnp.where(jnp.sum(weights, axis=0) > 0, weighed, jnp.log(energy) + jnp.log(cycles))
         return scores + misfit_penalty(misfit), (energy, cycles)
 
-    scores, mappings, (energy, cycles) = search_from(
-        starts, key, evaluate, operations, weights, tables, freedom, iterations, temperature, slots, num_best,
-        fanout=fanout, spread=functools.partial(spread, mesh=mesh),
-    )  # fmt: skip
-    return gathered(Mapped(mappings, scores, energy, cycles), mesh)
+    operations, weights, tables, genomes = spread((operations, weights, tables, genomes), mesh)
+    found = anneal(key, evaluate, operations, weights, tables, freedom, genomes, iterations, temperature, slots)
+    return gathered(found, mesh)
 
 
 def map_network(

@@ -14,14 +14,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from codesign.annealing import (
+    Found,
     Freedom,
+    Genome,
     Slots,
     Tables,
+    anneal,
+    best_of_chains,
     make_freedom,
     make_starts,
     make_tables,
     misfit_penalty,
-    search_from,
+    to_chains,
+    to_genomes,
 )
 from codesign.sharding import gathered, replicated, spread
 from hw.accesses import Accesses, count_batch
@@ -110,12 +115,15 @@ def search(
     freedom = make_freedom(slots, keep=is_there, toggles=is_there) if freedom is None else freedom
     starts = make_starts(start, bits.shape[0], num_chains, slots, bits.dtype, freedom.keep)
     starts = dataclasses.replace(starts, keep=starts.keep * is_there.astype(bits.dtype))
-    operands = Operands(bits, density, resident)
-    data = replicated((key, chip, operations, operands, tables, freedom, starts, prices), mesh)
-    return _search(*data, iterations, temperature, num_best, slots, objective, mesh)
+    genomes = to_genomes(starts, slots, np.asarray(chip.fanout))
+    chains = to_chains((operations, Operands(bits, density, resident), tables), num_chains)
+    data = replicated((key, chip, *chains, freedom, genomes, prices), mesh)
+    found = _search(*data, iterations, temperature, slots, objective, mesh)
+    scores, mapping, accesses = best_of_chains(found, bits.shape[0], num_best)
+    return Candidates(mapping, accesses, scores)
 
 
-@functools.partial(jax.jit, static_argnames=("num_best", "slots", "objective", "mesh"))
+@functools.partial(jax.jit, static_argnames=("slots", "objective", "mesh"))
 def _search(
     key,
     chip: Chip,
@@ -123,15 +131,14 @@ def _search(
     operands: Operands,
     tables: Tables,
     freedom: Freedom,
-    starts: Mapping,
+    genomes: Genome,
     prices,
     iterations,
     temperature,
-    num_best: int,
     slots: Slots,
     objective: Objective,
     mesh: Mesh | None,
-) -> Candidates:
+) -> Found:
     def evaluate(operations: Operation, mappings: Mapping, own: Operands) -> tuple[jax.Array, Accesses]:
         def one(operation, accesses, own):
             return objective(price(chip, operation, accesses, *own), prices)
@@ -139,11 +146,9 @@ def _search(
         accesses = count_batch(operations, mappings)
         return jax.vmap(one, in_axes=-1)(operations, accesses, own), accesses
 
-    scores, mappings, accesses = search_from(
-        starts, key, evaluate, operations, operands, tables, freedom, iterations, temperature, slots, num_best,
-        fanout=chip.fanout, spread=functools.partial(spread, mesh=mesh),
-    )  # fmt: skip
-    return gathered(Candidates(mappings, accesses, scores), mesh)
+    operations, operands, tables, genomes = spread((operations, operands, tables, genomes), mesh)
+    found = anneal(key, evaluate, operations, operands, tables, freedom, genomes, iterations, temperature, slots)
+    return gathered(found, mesh)
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from codesign.dataflow import follow
 from codesign.nests import Nest, make_nest
 from codesign.passes import OPTIMIZERS, ProductSlot, Slot, VectorSlot, backward_slots, forward_slots
 from codesign.tensors import INPUT_GRAD, INPUTS, WEIGHT_GRAD, WEIGHTS, Tensor, TensorTable
-from hw.operation import LOOPS, OPERANDS, PASSES, stack_operations
+from hw.operation import LOOPS, OPERANDS, PASSES
 from hw.schedule import Step, make_step
 from nets.jaxpr import Program, Value, flatten
 
@@ -86,7 +86,7 @@ class Workload:
     @property
     def num_products(self) -> int:
         """P, the rows of a table of bits."""
-        return 1 + int(np.max(self.product))
+        return 1 + int(np.asarray(self.product).max())
 
     def operation_bits(self, bits: jax.Array) -> jax.Array:
         """Widths (n, 3) of each operation's operands: those read at their product's bits, the result as it is stored.
@@ -245,14 +245,17 @@ def _make_workload(
         for product, column in tensor.widths:
             takes[i, product, column] = True
     columns = [[_READ_COLUMNS[s.pass_].get(operand, -1) for operand in nests[s.product].operands] for s in products]
+    arrays = {
+        "operand_column": np.array(columns, np.int32),
+        "takes": takes,
+        "fixed_bits": np.array([0.0 if t.widths else t.fixed_bits for t in tensors], jnp.result_type(float)),
+        "product": np.array([slot.product for slot in products], np.int32),
+        "tensor_product": np.array([min((p for p, _ in t.widths), default=-1) for t in tensors], np.int32),
+    }
     return Workload(
         step=_to_step(nests, kept, training, runs, micro_batches),
         inference=_to_step(nests, tensors, inference, [1] * len(inference)),
-        operand_column=jnp.asarray(columns, jnp.int32),
-        takes=jnp.asarray(takes),
-        fixed_bits=jnp.asarray([0.0 if t.widths else t.fixed_bits for t in tensors], jnp.result_type(float)),
-        product=jnp.asarray([slot.product for slot in products], jnp.int32),
-        tensor_product=jnp.asarray([min((p for p, _ in t.widths), default=-1) for t in tensors], jnp.int32),
+        **jax.device_put(arrays),
         names=tuple(program.products[slot.product].name for slot in products),
         passes=tuple(slot.pass_ for slot in products),
         tensor_names=tuple(tensor.name for tensor in tensors),
@@ -277,8 +280,11 @@ def _to_step(
     in_nest = [
         [slot.tensors[OPERANDS.index(operand)] for operand in nests[slot.product].operands] for _, slot in operations
     ]
+    stacked = jax.tree.map(
+        lambda *rows: np.stack(rows), *(nests[slot.product].operation(slot.pass_) for _, slot in operations)
+    )
     return make_step(
-        stack_operations([nests[slot.product].operation(slot.pass_) for _, slot in operations]),
+        jax.device_put(stacked),  # stacked in numpy, for which nothing has to be compiled
         in_nest,
         [tensor.elements for tensor in tensors],
         operation_slot=[i for i, _ in operations],

@@ -20,14 +20,19 @@ import numpy as np
 
 from codesign.annealing import (
     ILLEGAL,
+    Found,
     Freedom,
+    Genome,
     Slots,
     Tables,
+    anneal,
+    best_of_chains,
     make_freedom,
     make_starts,
     make_tables,
     misfit_penalty,
-    search_from,
+    to_chains,
+    to_genomes,
 )
 from experiments.check_accesses import count_all
 from experiments.reference_points import Record
@@ -131,15 +136,26 @@ def search_layer(key: jax.Array, point: ZigzagPoint, iterations: int = 500, roun
     temporal = np.arange(levels)[:, None] > np.zeros(len(LOOPS))
     first = np.concatenate([orders[0], np.ones((1, 3))])
     freedom = make_freedom(slots, temporal, keep=first, perfect=True)
-    tables, roles = make_tables(in_time, perfect=True), tuple(_role(point, o) for o in range(3))
+    operations, tables = to_chains((in_time, make_tables(in_time, perfect=True)), 2 * len(orders))
+    roles = tuple(_role(point, o) for o in range(3))
     mappings = make_starts(None, 1, len(orders), slots, operation.bounds.dtype)
     mappings.keep[0, :, :-1] = orders
     for i in range(rounds):
         starts = make_starts(mappings, 1, 2 * len(orders), slots, operation.bounds.dtype, freedom.keep)
         round_key, temperature = jax.random.fold_in(key, i), 0.3 if i == 0 else 0.15
-        scores, mappings = _search(
-            round_key, chip, in_time, tables, freedom, starts, iterations, temperature, slots, roles
+        found = _search(
+            round_key,
+            chip,
+            operations,
+            tables,
+            freedom,
+            to_genomes(starts, slots),
+            iterations,
+            temperature,
+            slots,
+            roles,
         )
+        scores, mappings, _ = best_of_chains(found, 1, _BEST)
     if scores[0, 0] >= ILLEGAL / 2:
         raise ValueError(f"expected a mapping that fits for {point.name}, found none; enlarge a memory")
     return float(np.exp(scores[0, 0])), jax.tree.map(lambda x: np.asarray(x[0, 0]), mappings)
@@ -147,18 +163,15 @@ def search_layer(key: jax.Array, point: ZigzagPoint, iterations: int = 500, roun
 
 @functools.partial(jax.jit, static_argnames=("slots", "roles"))
 def _search(
-    key, chip: ZigzagChip, operations: Operation, tables: Tables, freedom: Freedom, starts: Mapping, iterations, temperature,
+    key, chip: ZigzagChip, operations: Operation, tables: Tables, freedom: Freedom, genomes: Genome, iterations, temperature,
     slots: Slots, roles: tuple[int, ...],
-) -> tuple[jax.Array, Mapping]:  # fmt: skip
+) -> Found:  # fmt: skip
     def evaluate(operations: Operation, mappings: Mapping, _: Any) -> tuple[jax.Array, tuple[()]]:
         energy, used = _energy(operations, mappings, chip, roles)
         misfit = jnp.sum(jax.nn.relu(used / chip.size[:, None] - 1.0), axis=0)
         return jnp.log(energy) + misfit_penalty(misfit), ()
 
-    scores, mappings, _ = search_from(
-        starts, key, evaluate, operations, (), tables, freedom, iterations, temperature, slots, _BEST
-    )
-    return scores, mappings
+    return anneal(key, evaluate, operations, (), tables, freedom, genomes, iterations, temperature, slots)
 
 
 def _energy(

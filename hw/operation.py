@@ -98,14 +98,15 @@ def make_operation(
         extent = (outputs - 1) * stride[axis] + (window - 1) * dilation[axis] + 1
         size = extent - sum(padding[axis]) if input_size is None else input_size[axis]
         taps.append(_taps_on_data(outputs, window, stride[axis], dilation[axis], padding[axis][0], size))
-    dtype = jnp.result_type(float)
-    return Operation(
-        bounds=jnp.array(list(bounds.values()), dtype),
-        stride=jnp.array(stride, dtype),
-        dilation=jnp.array(dilation, dtype),
-        taps=jnp.array(taps, dtype),
-        accumulated=jnp.array([operand == PASSES[pass_] for operand in OPERANDS], dtype),
-    )
+    fields = {
+        "bounds": list(bounds.values()),
+        "stride": stride,
+        "dilation": dilation,
+        "taps": taps,
+        "accumulated": [operand == PASSES[pass_] for operand in OPERANDS],
+    }
+    dtype = jnp.result_type(float)  # converted before they are placed: on the device that is a program to compile
+    return Operation(**jax.device_put({name: np.asarray(value, dtype) for name, value in fields.items()}))
 
 
 def transposed(operation: Operation, input_size: tuple[int, int] | None = None) -> Operation:

@@ -36,6 +36,7 @@ class StepCost:
       operation_energy, operation_latency: (n,), all runs of each operation, without leakage.
       mac_energy: (n,), of which in the MAC array.
       access_energy: (n, L, 3), of which in each memory level for each operand.
+      compute_cycles: (n,), cycles that the MACs are busy in all runs of each operation.
       level_cycles: (n, L), cycles that each memory level needs for the traffic of all runs of each operation. Where one
         port serves reads and writes (shared SRAM, DRAM), times the level's bits per cycle these are the bits moved.
       vector_energy, vector_latency: (v,), arithmetic, memory and control.
@@ -59,6 +60,7 @@ class StepCost:
     operation_latency: jax.Array
     mac_energy: jax.Array
     access_energy: jax.Array
+    compute_cycles: jax.Array
     level_cycles: jax.Array
     vector_energy: jax.Array
     vector_latency: jax.Array
@@ -220,6 +222,7 @@ def total(
         operation_latency=times * costs.latency,
         mac_energy=mac_energy,
         access_energy=access_energy,
+        compute_cycles=times * costs.compute_cycles,
         level_cycles=times[:, None] * costs.level_cycles,
         vector_energy=vector.energy,
         vector_latency=vector.latency,

@@ -142,23 +142,25 @@ def make_step(
     touched[slots[:, None], operands] = True
     touched[work_slots] = (reads > 0) | (writes > 0)
     birth, death = _lifetimes(touched, np.zeros(m, bool) if persistent is None else np.asarray(persistent), origins)
-    return Step(
-        operations=operations,
-        operation_slot=jnp.asarray(slots, jnp.int32),
-        operation_pass=jnp.asarray(_passes(operations) if operation_pass is None else operation_pass, jnp.int32),
-        multiplicity=_floats(np.ones(n) if multiplicity is None else multiplicity),
-        operand_tensor=jnp.asarray(operands, jnp.int32),
-        tensor_elements=_floats(tensor_elements),
-        tensor_birth=jnp.asarray(birth, jnp.int32),
-        tensor_death=jnp.asarray(death, jnp.int32),
-        tensor_origin=jnp.asarray(origins, jnp.int32),
-        tensor_external=_floats(np.zeros(m) if external is None else external),
-        tensor_multiplicity=_floats(np.ones(m) if tensor_multiplicity is None else tensor_multiplicity),
-        vector_slot=jnp.asarray(work_slots, jnp.int32),
-        vector_ops=_floats(vector_ops),
-        vector_reads=_floats(reads),
-        vector_writes=_floats(writes),
-    )
+    integers = {
+        "operation_slot": slots,
+        "operation_pass": _passes(operations) if operation_pass is None else operation_pass,
+        "operand_tensor": operands,
+        "tensor_birth": birth,
+        "tensor_death": death,
+        "tensor_origin": origins,
+        "vector_slot": work_slots,
+    }
+    numbers = {
+        "multiplicity": np.ones(n) if multiplicity is None else multiplicity,
+        "tensor_elements": tensor_elements,
+        "tensor_external": np.zeros(m) if external is None else external,
+        "tensor_multiplicity": np.ones(m) if tensor_multiplicity is None else tensor_multiplicity,
+        "vector_ops": vector_ops,
+        "vector_reads": reads,
+        "vector_writes": writes,
+    }
+    return Step(operations, **_placed(integers, jnp.int32), **_placed(numbers, jnp.result_type(float)))
 
 
 def _check_tensors(operands: np.ndarray, origins: np.ndarray, elements: np.ndarray) -> None:
@@ -216,8 +218,9 @@ def padded(step: Step, like: Step) -> Step:
     return replace(step, **{name: append(getattr(step, name), more) for name, more in added.items()})
 
 
-def _floats(values: Any) -> jax.Array:
-    return jnp.asarray(values, jnp.result_type(float))
+def _placed(values: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:
+    """Arrays of a type on the device, converted before: there, every shape would be a program to compile."""
+    return jax.device_put({name: np.asarray(value, dtype) for name, value in values.items()})
 
 
 def _lifetimes(touched: np.ndarray, persistent: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
