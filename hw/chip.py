@@ -300,7 +300,9 @@ def _clock_pairs(vdd: float, frequency_hz: float | Sequence[tuple[float, float]]
 def _check_banks(**kib: float) -> None:
     for name, size in kib.items():
         if size * 1024 < 64:
-            raise ValueError(f"expected {name} banks of 64 bytes or more, got {size * 1024:.4g}; use fewer {name}_banks")
+            raise ValueError(
+                f"expected {name} banks of 64 bytes or more, got {size * 1024:.4g}; use fewer {name}_banks"
+            )
 
 
 def _check_positive(**numbers: float | None) -> None:
