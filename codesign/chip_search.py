@@ -48,7 +48,7 @@ from codesign.chip_population import (
     silicon,
 )
 from codesign.design import DesignSpace, physical_values, with_values
-from codesign.evaluation import NUM_CHAINS, initial_prices, search_mappings
+from codesign.evaluation import NUM_CHAINS, begin_search, initial_prices
 from codesign.sharding import replicated
 from hw.accesses import Accesses
 from hw.chip import Chip
@@ -267,11 +267,11 @@ class ChipSearch:
         self._key, key = jax.random.split(self._key)
         self._searched.add(values.tobytes())
         self._evaluations += self.plan.evaluations * len(self.work.operation_bits)
-        return jax.device_get(search_mappings(
+        return jax.device_get(begin_search(
             self._chip(values), *self.work, jnp.asarray(prices, self.work.operation_bits.dtype), key,
             slots=self._slots, tables=self._tables, start=start, evaluations=self.plan.evaluations, num_best=2,
             mesh=self.mesh,
-        ))  # fmt: skip
+        )())  # fmt: skip
 
     def _known(self, chips: Array) -> tuple[jax.Array, jax.Array, Work, Accesses]:
         """Chips, their hierarchies, the work, and the counts of all mappings in the pools, as populations take them."""

@@ -19,7 +19,7 @@ import optax
 
 from codesign import mapper
 from codesign.design import Design, DesignSpace
-from codesign.evaluation import search_mappings
+from codesign.evaluation import begin_search
 from codesign.objective import (
     augmented_lagrangian,
     bit_operations,
@@ -311,14 +311,14 @@ def search_neighbours(
     """Candidates for a design: the best of its own chip, and behind them the single best of each neighbour."""
     work = task.workload.step, task.workload.operation_bits(bits), task.workload.tensor_bits(bits)
     chips, start = task.neighbours(design), jax.device_get(start)
-    found = [
-        search_mappings(
-            chip, *work, prices, own_key, slots=task.slots, tables=task.tables,
-            start=start, evaluations=neighbour_evaluations(evaluations) if i else evaluations, num_best=task.num_candidates,
+    begun = [
+        begin_search(
+            chip, *work, prices, own_key, slots=task.slots, tables=task.tables, start=start,
+            evaluations=neighbour_evaluations(evaluations) if i else evaluations, num_best=1 if i else task.num_candidates,
         )
         for i, (chip, own_key) in enumerate(zip(chips, _folded(key, len(chips)), strict=True))
     ]  # fmt: skip
-    return mapper.with_neighbours(found)
+    return mapper.with_neighbours([finish() for finish in begun])
 
 
 def neighbour_evaluations(evaluations: int) -> int:

@@ -44,7 +44,7 @@ class Evaluated(NamedTuple):
     evaluations: int
 
 
-def search_mappings(
+def begin_search(
     chip: Chip,
     step: Step,
     operation_bits: jax.Array,
@@ -60,18 +60,21 @@ def search_mappings(
     num_best: int,
     freedom: mapper.Freedom | None = None,
     mesh: Mesh | None = None,
-) -> mapper.Candidates:
-    """Candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each.
+) -> Callable[[], mapper.Candidates]:
+    """Begins to search candidates (n, num_best) of every operation of a step on a chip, `evaluations` mappings tried for each.
+
+    What is returned waits for them, see `codesign.mapper.begin_search`.
 
     From scratch the search anneals widely; from a `start` it stays near, for which a few evaluations suffice. Its chains
     are spread over the devices of a `mesh`.
     """
     density = full_density(operation_bits) if density is None else density
-    return mapper.search(
+    # A search scores its start and, in the end, its best: one more than it has iterations.
+    return mapper.begin_search(
         key, step.operations, chip, operation_bits, prices, slots=slots, tables=tables,
         density=density, resident=_resident(chip, step, tensor_bits),
         start=None if start is None else start.mapping, num_chains=NUM_CHAINS,
-        iterations=max(1, evaluations // NUM_CHAINS), temperature=_SCRATCH if start is None else _WARM, num_best=num_best,
+        iterations=max(1, evaluations // NUM_CHAINS - 1), temperature=_SCRATCH if start is None else _WARM, num_best=num_best,
         freedom=freedom, mesh=mesh,
     )  # fmt: skip
 
@@ -110,11 +113,11 @@ def evaluate(
 
     def search(i: int, before: Evaluated | None) -> Evaluated:
         start, prices = first if before is None else (before.candidates, before.prices)
-        found = search_mappings(
+        found = begin_search(
             chip, step, operation_bits, tensor_bits, prices, jax.random.fold_in(key, i),
             density=density, slots=slots, tables=tables, start=start, evaluations=evaluations, num_best=num_best,
             freedom=freedom,
-        )  # fmt: skip
+        )()  # fmt: skip
         best = jax.tree.map(lambda x: x[:, 0], jax.device_get(found.accesses))
         cost, drawn = sample_step(chip, step, best, operation_bits, tensor_bits, density)
         tried = (i + 1) * evaluations * operation_bits.shape[0]

@@ -36,8 +36,8 @@ from hw.mapping import Mapping
 from hw.operation import Operation
 
 __all__ = [
-    "Candidates", "Freedom", "Slots", "Tables", "check_legal", "make_freedom", "make_slots", "make_tables", "replace_best",
-    "score", "search", "with_neighbours",
+    "Candidates", "Freedom", "Slots", "Tables", "begin_search", "check_legal", "make_freedom", "make_slots", "make_tables",
+    "replace_best", "score", "with_neighbours",
 ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ class Candidates:
     scores: jax.Array
 
 
-def search(
+def begin_search(
     key: jax.Array,
     operations: Operation,
     chip: Chip,
@@ -96,8 +96,10 @@ def search(
     freedom: Freedom | None = None,
     objective: Objective = score,
     mesh: Mesh | None = None,
-) -> Candidates:
-    """The best distinct mappings found of every operation, axes (n, num_best), best first.
+) -> Callable[[], Candidates]:
+    """A search under way: what is returned waits for it and picks the best distinct mappings of every operation.
+
+    Several that are begun before the first is waited for keep the device busy while mappings are picked.
 
     Args:
       operations: stacked, n on the leading axis.
@@ -116,11 +118,18 @@ def search(
     starts = make_starts(start, bits.shape[0], num_chains, slots, bits.dtype, freedom.keep)
     starts = dataclasses.replace(starts, keep=starts.keep * is_there.astype(bits.dtype))
     genomes = to_genomes(starts, slots, np.asarray(chip.fanout))
-    chains = to_chains((operations, Operands(bits, density, resident), tables), num_chains)
-    data = replicated((key, chip, *chains, freedom, genomes, prices), mesh)
+    operations, tables = to_chains((operations, tables), num_chains)
+    # Operands stay on the device, where they may still be under way.
+    data = replicated(
+        (key, chip, operations, Operands(bits, density, resident), tables, freedom, genomes, prices), mesh
+    )
     found = _search(*data, iterations, temperature, slots, objective, mesh)
-    scores, mapping, accesses = best_of_chains(found, bits.shape[0], num_best)
-    return Candidates(mapping, accesses, scores)
+
+    def finish() -> Candidates:
+        scores, mapping, accesses = best_of_chains(found, bits.shape[0], num_best)
+        return Candidates(mapping, accesses, scores)
+
+    return finish
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "objective", "mesh"))
@@ -146,6 +155,8 @@ def _search(
         accesses = count_batch(operations, mappings)
         return jax.vmap(one, in_axes=-1)(operations, accesses, own), accesses
 
+    num_chains = genomes.factors.shape[-1] // operands.bits.shape[0]
+    operands = jax.tree.map(lambda x: jnp.repeat(x, num_chains, axis=0).T, operands)
     operations, operands, tables, genomes = spread((operations, operands, tables, genomes), mesh)
     found = anneal(key, evaluate, operations, operands, tables, freedom, genomes, iterations, temperature, slots)
     return gathered(found, mesh)

@@ -20,11 +20,11 @@ EVALUATE = jax.jit(evaluate)
 
 def search(operations, chip, bits, **options):
     num = bits.shape[0]
-    return mapper.search(
+    return mapper.begin_search(
         jax.random.key(options.pop("seed", 0)), operations, chip, bits, PRICES,
         slots=mapper.make_slots(chip), tables=mapper.make_tables(operations),
         density=jnp.ones((num, 2)), resident=jnp.zeros((num, 3)), **options,
-    )  # fmt: skip
+    )()  # fmt: skip
 
 
 @pytest.fixture(scope="module")
