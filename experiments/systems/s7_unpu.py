@@ -37,8 +37,8 @@ def measure_system(quick: bool) -> System:
         assumptions=UNPU.assumed(),
         notes=(
             "Throughputs follow from 4608 look-ups a cycle, which the 16-bit figure gave; the others are predictions. Of "
-            "the efficiencies, MACs alone take nearly what the whole core reports, and wires across one array of all its "
-            "units more than that at 1 bit; its cores have memories of their own, and its supply is not public."
+            "the efficiencies, MACs alone take nearly what the whole core reports, and inputs on their way over a core more "
+            "than that at 1 bit; its units have feature loaders of their own, and its supply is not public."
         ),
     )
 
