@@ -27,7 +27,7 @@ from hw.chip import make_chip
 from hw.chips import CHIPS
 from hw.schedule import evaluate_step
 
-PLAN = Plan(evaluations=160, searched=2, boxes=1)
+PLAN = Plan(evaluations=176, searched=2, boxes=1)
 LAYER = {
     "id": 0,
     "operator_type": "Gemm",
