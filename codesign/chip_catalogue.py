@@ -11,6 +11,7 @@ from hw.arithmetic import FLOAT_STYLES
 from hw.chip import Chip
 from hw.chips import CHIPS, PRESETS, Preset
 from hw.chips.mechanisms import MECHANISMS
+from hw.chips.preset import Fact
 from hw.technology import unknown
 from hw.units import KIB, MHZ, MM2
 
@@ -88,11 +89,13 @@ def describe(chip: Chip) -> dict[str, float | str]:
 
 
 def _facts(preset: Preset) -> list[Mapping[str, Any]]:
-    facts = [
-        ("node_nm", preset.node_nm), ("clock (V, Hz)", preset.clock), ("sram_kib", preset.sram_kib),
-        ("register_bits", preset.register_bits), ("memory_vdd", preset.memory_vdd), ("dram", preset.dram),
-    ]  # fmt: skip
-    return [{"name": name, "value": it.value, "source": it.source} for name, it in facts if it is not None]
+    """What is public of a preset: every field of it that is a fact."""
+    facts = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
+    return [
+        {"name": "clock (V, Hz)" if name == "clock" else name, "value": fact.value, "source": fact.source}
+        for name, fact in facts.items()
+        if isinstance(fact, Fact)
+    ]
 
 
 def _title(make: Any) -> str:

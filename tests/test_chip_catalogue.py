@@ -31,6 +31,14 @@ def test_a_chip_is_explained_number_by_number(capsys):
     assert main(["chips", "lnpu"]) == 0 and "public facts" in capsys.readouterr().out
 
 
+def test_all_facts_of_a_chip_are_told(capsys):
+    facts = {row["name"]: row["value"] for row in told(capsys, "eyeriss")["facts"]}
+    assert list(facts) == [
+        "node_nm", "clock (V, Hz)", "sram_kib", "register_bits", "clusters", "aspect", "sum_bits", "dram",
+    ]  # fmt: skip
+    assert facts["sum_bits"] == 16 and facts["node_nm"] == 65
+
+
 def test_an_unknown_chip_is_told_its_nearest(capsys):
     assert main(["chips", "eyeris"]) == 2
     assert capsys.readouterr().err == "error: expected a known chip, got 'eyeris'; the nearest is 'eyeriss'\n"
