@@ -37,7 +37,8 @@ VGG16 = tuple(
 NETWORKS = {"AlexNet": (ALEXNET, 4), "VGG-16": (VGG16, 3)}
 # With a tenth of them AlexNet's DRAM accesses are 1.7 times as many.
 EVALUATIONS, ROUNDS = 100_000, 2
-SIZES = ("local_share", "register_bits", "kib_per_mac")
+# What of the assumptions a mapping has to fit.
+SIZES = ("local_share", "register_bits", "kib_per_mac", "num_macs", "cluster_macs", "aspect", "sum_bits")
 
 
 class NetworkRun(NamedTuple):
