@@ -202,7 +202,8 @@ class Preset:
         columns, rows = _array(num_macs / clusters, numbers["tree"], numbers["aspect"])
         side, whole_side = math.sqrt(num_macs / clusters), math.sqrt(num_macs)
         chip = make_chip(
-            rows=rows, columns=columns, clusters=_near_square(clusters), mac=self._mac(choice, numbers),
+            rows=rows, columns=columns, clusters=_near_square(clusters),
+            mac=self._mac(choice, choice.widths or self.bits(mode, values), numbers),
             register_bits=numbers["register_bits"],
             local_kib=local_kib / clusters, local_bandwidth_bits=64 * side, local_banks=64 * side / numbers["port_bits"],
             shared_kib=sram_kib - local_kib, shared_bandwidth_bits=16 * whole_side,
@@ -213,11 +214,10 @@ class Preset:
         )  # fmt: skip
         return _share_registers(chip, numbers["tree"])
 
-    def _mac(self, mode: Mode, numbers: Mapping[str, float]) -> Mac:
+    def _mac(self, mode: Mode, widths: tuple[float, float], numbers: Mapping[str, float]) -> Mac:
         gates = "zero gating" in self.mechanisms
         if mode.style in FLOAT_STYLES:
             return make_mac(mode.style, gates=gates)
-        widths = mode.widths or mode.bits or (numbers["operand_bits"],) * 2
         return make_mac(
             mode.style, widths, mode.slice_bits, min(numbers["sum_bits"], sum(widths) + GROWTH), rounds=True, gates=gates,
             tree=numbers["tree"], table_sharing=numbers.get("table_sharing", 1.0),
